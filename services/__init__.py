@@ -1,0 +1,1 @@
+"""Punchcard's two services and the chassis that both stand on."""

@@ -1,0 +1,86 @@
+"""Decisions about accounts: opening one, and granting it tokens."""
+
+from services.wallet.commands import Grant, Moment, OpenAccount, Outcome
+from services.wallet.economy import WELCOME_GRANT_ID
+from services.wallet.errors import AccountNotFound, BalanceLimit, IdempotencyMismatch
+from services.wallet.journal_entry import ISSUE, TOKEN, WALLET, Account, Entry, State, apply
+
+BALANCE_MAX = 10**18
+"""No balance grows past this, so that sums stay far from the end of int64."""
+
+
+def open_account(state: State, command: OpenAccount, moment: Moment) -> Outcome:
+    """Opens the account, or finds it open."""
+    key = (command.account_id, TOKEN)
+    replayed = key in state.accounts
+    if not replayed:
+        open_at(state, command.actor, command.account_id, moment)
+    return Outcome(state.accounts[key], None, replayed)
+
+
+def open_at(state: State, actor: str, account_id: str, moment: Moment) -> None:
+    """Begins an account with its welcome bonus; the caller has seen that there is none."""
+    now_us, bonus = moment.now_us, moment.rules.welcome_bonus
+    opening = Entry("open", actor, account_id, 0, 0, 0, 0, 0, "", actor, "", "", {})
+    apply(state, opening, now_us)
+    if bonus:
+        previous = state.revision
+        # The key names the account: the bonus is the wallet's own grant, and there is one wallet for all accounts.
+        key = f"{WELCOME_GRANT_ID}:{account_id}"
+        facts = {"reference": WELCOME_GRANT_ID}
+        entry = Entry("grant", WALLET, account_id, previous, bonus, 0, bonus, 0, ISSUE, WALLET, "", key, facts)
+        apply(state, entry, now_us)
+
+
+def grant(state: State, command: Grant, moment: Moment) -> Outcome:
+    """Gives new tokens to an account that is open."""
+    key = (command.account_id, TOKEN)
+    made = state.grants.get((command.actor, command.grant_id))
+    if made is not None:
+        same("account_id", made.account_id, command.account_id)
+        same("amount", made.amount, command.amount)
+        same("reference", made.reference, command.reference)
+        return Outcome(state.accounts[key], None, True)
+    account = state.accounts.get(key)
+    if account is None:
+        raise AccountNotFound(command.account_id)
+    check_balance_limit(account, command.amount)
+    entry = Entry(
+        "grant",
+        command.actor,
+        command.account_id,
+        account.revision,
+        command.amount,
+        0,
+        account.balance + command.amount,
+        account.held,
+        ISSUE,
+        command.actor,
+        "",
+        command.grant_id,
+        {"reference": command.reference} if command.reference else {},
+    )
+    apply(state, entry, moment.now_us)
+    return Outcome(state.accounts[key], None, False)
+
+
+def check_balance_limit(account: Account, amount: int) -> None:
+    """Refuses what would lift a balance past its largest."""
+    if account.balance + amount > BALANCE_MAX:
+        raise BalanceLimit(account.account_id, amount, account.balance, BALANCE_MAX)
+
+
+def same(field: str, stored: object, received: object) -> None:
+    """Refuses a repeat whose field differs from what was stored."""
+    if stored != received:
+        raise IdempotencyMismatch(field, stored, received)
+
+
+def same_duration(field: str, stored_us: int | None, received_us: int | None) -> None:
+    """Refuses a repeat whose duration differs, and says both in seconds."""
+    if stored_us != received_us:
+        raise IdempotencyMismatch(field, _seconds(stored_us), _seconds(received_us))
+
+
+def _seconds(duration_us: int | None) -> str | None:
+    return None if duration_us is None else f"{duration_us / 1_000_000}s"

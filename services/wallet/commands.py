@@ -1,0 +1,107 @@
+"""What callers ask of the ledger. Plain values: durations and amounts as the client sent them, never resolved ones.
+
+A command is its own fingerprint: a repeat is recognised by comparing what is stored with what was sent.
+"""
+
+from typing import NamedTuple
+
+from services.wallet.economy import Rules
+from services.wallet.journal_entry import Account, Reservation
+
+
+class OpenAccount(NamedTuple):
+    """Open an account; its id is the key."""
+
+    actor: str
+    account_id: str
+
+
+class Grant(NamedTuple):
+    """Give new tokens; (actor, grant_id) is the key."""
+
+    actor: str
+    account_id: str
+    grant_id: str
+    amount: int
+    reference: str
+
+
+class Reserve(NamedTuple):
+    """Hold tokens; (actor, reservation_id) is the key."""
+
+    actor: str
+    account_id: str
+    payer_account_id: str
+    """Who pays: account_id itself unless the request named another."""
+    reservation_id: str
+    amount: int
+    hold_us: int
+    price_version: str
+    reference: str
+    may_open: bool
+    """Whether the caller's scopes allow it to open the payer's account on the way."""
+
+
+class Commit(NamedTuple):
+    """Take held tokens; the reservation is the key."""
+
+    actor: str
+    created_by: str
+    reservation_id: str
+    amount: int | None
+    allow_late: bool
+
+
+class Release(NamedTuple):
+    """Give a hold back, or block an id that was never used; the reservation is the key."""
+
+    actor: str
+    created_by: str
+    reservation_id: str
+
+
+class Refund(NamedTuple):
+    """Return committed tokens; (reservation, refund_id) is the key."""
+
+    actor: str
+    created_by: str
+    reservation_id: str
+    refund_id: str
+    amount: int | None
+
+
+class Amend(NamedTuple):
+    """Lower a hold or prolong it; (reservation, amend_id) is the key."""
+
+    actor: str
+    created_by: str
+    reservation_id: str
+    amend_id: str
+    amount: int | None
+    hold_us: int | None
+
+
+class Sweep(NamedTuple):
+    """Expire what is due on one account. Loading an account does it anyway; this only hurries it."""
+
+    account_id: str
+
+
+Command = OpenAccount | Grant | Reserve | Commit | Release | Refund | Amend | Sweep
+OnReservation = Commit | Release | Refund | Amend
+
+
+class Outcome(NamedTuple):
+    """What a command came to: the things it concerned, as they were right after it."""
+
+    account: Account | None
+    """The account that paid or received; None for a tombstone."""
+    reservation: Reservation | None
+    replayed: bool
+
+
+class Moment(NamedTuple):
+    """When a group of commands is decided, and under which rules."""
+
+    now_us: int
+    rules: Rules

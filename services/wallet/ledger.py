@@ -1,0 +1,47 @@
+"""The rules of the ledger: what a command does to accounts and reservations, or why it is refused.
+
+                  Reserve                  Commit(amount <= reserved)
+       (nothing) --------> HELD -----------------------------------> COMMITTED -- Refund(refund_id, amount) --> refunded += n
+          |                 | +-- Refund --------------------------> RELEASED
+          |                 | +-- hold_duration passes ------------> EXPIRED -- Commit(allow_late) --> COMMITTED
+          |                 +---- Amend (smaller, or for longer) --> HELD
+          +-- Refund of an unused id by its would-be owner --------> RELEASED (a tombstone: a late Reserve is refused)
+
+Always reserved = committed + released + expired once it has ended, and refunded <= committed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from services.wallet import account, reservation
+from services.wallet.commands import (
+    Amend,
+    Command,
+    Commit,
+    Grant,
+    Moment,
+    OpenAccount,
+    Outcome,
+    Refund,
+    Release,
+    Reserve,
+    Sweep,
+)
+from services.wallet.journal_entry import State
+
+
+def decide(state: State, command: Command, moment: Moment) -> Outcome:
+    """Carries a command out on the state, or raises the `Refusal` that says why not."""
+    return _DECISIONS[type(command)](state, command, moment)
+
+
+_DECISIONS: dict[type, Callable[[State, Any, Moment], Outcome]] = {
+    OpenAccount: account.open_account,
+    Grant: account.grant,
+    Reserve: reservation.reserve,
+    Commit: reservation.commit,
+    Release: reservation.release,
+    Refund: reservation.refund,
+    Amend: reservation.amend,
+    Sweep: reservation.sweep,
+}

@@ -1,0 +1,276 @@
+"""Decisions about reservations; the diagram is in `ledger`.
+
+Each function checks everything before it makes an entry, so that a refusal changes nothing. The one exception is on purpose: a
+hold found past its time is expired first, which would have happened anyway.
+"""
+
+from typing import Any
+
+from services.wallet.account import check_balance_limit, open_at, same, same_duration
+from services.wallet.commands import Amend, Commit, Moment, OnReservation, Outcome, Refund, Release, Reserve, Sweep
+from services.wallet.errors import (
+    AccountNotFound,
+    AmendNotAllowed,
+    CommitExceedsReservation,
+    InsufficientFunds,
+    RefundExceedsCommitted,
+    ReservationCommitted,
+    ReservationExpired,
+    ReservationNotCommitted,
+    ReservationNotFound,
+    ReservationReleased,
+    rfc3339,
+)
+from services.wallet.journal_entry import (
+    REVENUE,
+    TOKEN,
+    WALLET,
+    Account,
+    Entry,
+    Reservation,
+    ReservationState,
+    State,
+    apply,
+)
+
+HELD = ReservationState.HELD
+COMMITTED = ReservationState.COMMITTED
+RELEASED = ReservationState.RELEASED
+EXPIRED = ReservationState.EXPIRED
+
+
+def reserve(state: State, command: Reserve, moment: Moment) -> Outcome:
+    """Holds tokens of the payer, whose account may be opened on the way."""
+    reservation_key = (command.actor, command.reservation_id)
+    made = state.reservations.get(reservation_key)
+    if made is not None:
+        return _reserve_again(state, made, command, moment.now_us)
+    payer, now_us = command.payer_account_id, moment.now_us
+    key = (payer, TOKEN)
+    account = state.accounts.get(key)
+    if account is None and not command.may_open:
+        raise AccountNotFound(payer)
+    available, held = (account.available, account.held) if account else (moment.rules.welcome_bonus, 0)
+    if command.amount > available:
+        raise InsufficientFunds(payer, command.amount, available, held)
+    if account is None:
+        open_at(state, command.actor, payer, moment)
+        account = state.accounts[key]
+    facts: dict[str, Any] = {
+        "for": command.account_id,
+        "hold_us": command.hold_us,
+        "expire_time_us": now_us + command.hold_us,
+    }
+    if command.price_version:
+        facts["price_version"] = command.price_version
+    if command.reference:
+        facts["reference"] = command.reference
+    entry = Entry(
+        "reserve",
+        command.actor,
+        payer,
+        account.revision,
+        0,
+        command.amount,
+        account.balance,
+        account.held + command.amount,
+        "",
+        command.actor,
+        command.reservation_id,
+        "",
+        facts,
+    )
+    apply(state, entry, now_us)
+    return Outcome(state.accounts[key], state.reservations[reservation_key], False)
+
+
+def _reserve_again(state: State, made: Reservation, command: Reserve, now_us: int) -> Outcome:
+    if not made.payer_account_id:
+        raise ReservationReleased(made.reservation_id, 0)
+    same("account_id", made.account_id, command.account_id)
+    same("payer_account_id", made.payer_account_id, command.payer_account_id)
+    same("amount", made.reserved, command.amount)
+    same_duration("hold_duration", made.hold_us, command.hold_us)
+    same("price_version", made.price_version, command.price_version)
+    same("reference", made.reference, command.reference)
+    made = _up_to_date(state, made, now_us)
+    return _outcome(state, made, replayed=True)
+
+
+def commit(state: State, command: Commit, moment: Moment) -> Outcome:
+    """Takes held tokens, or late ones from what is available."""
+    found = _find(state, command, moment.now_us)
+    if found.state == COMMITTED:
+        same("amount", found.commit_amount, command.amount)
+        same("allow_late", bool(found.commit_late), command.allow_late)
+        return _outcome(state, found, replayed=True)
+    if found.state == RELEASED:
+        raise ReservationReleased(found.reservation_id, found.released)
+    late = found.state == EXPIRED
+    if late and not command.allow_late:
+        raise ReservationExpired(found.reservation_id, found.expired, found.expire_time_us)
+    open_amount = found.expired if late else found.held
+    amount = open_amount if command.amount is None else command.amount
+    if amount > open_amount:
+        raise CommitExceedsReservation(found.reservation_id, amount, open_amount)
+    account = state.accounts[found.payer_account_id, TOKEN]
+    if late and amount > account.available:
+        raise InsufficientFunds(account.account_id, amount, account.available, account.held)
+    facts: dict[str, Any] = {}
+    if command.amount is not None:
+        facts["amount"] = command.amount
+    if command.allow_late:
+        facts["allow_late"] = 1
+    freed = 0 if late else open_amount
+    entry = _on(found, account, "commit", command.actor, -amount, -freed, REVENUE, "", facts)
+    return _done(state, entry, found, moment)
+
+
+def release(state: State, command: Release, moment: Moment) -> Outcome:
+    """Gives a hold back, or blocks an id that was never used."""
+    key = (command.created_by, command.reservation_id)
+    found = state.reservations.get(key)
+    if found is None:
+        if command.actor != command.created_by:
+            # Only the would-be owner may block an id.
+            raise ReservationNotFound(command.reservation_id)
+        entry = Entry("release", command.actor, "", 0, 0, 0, 0, 0, "", *key, "", {})
+        apply(state, entry, moment.now_us)
+        return Outcome(None, state.reservations[key], False)
+    found = _up_to_date(state, found, moment.now_us)
+    if found.state == COMMITTED:
+        raise ReservationCommitted(found.reservation_id, found.committed)
+    if found.state != HELD:
+        # Released or expired: nothing is held any more, which is all that a release wants.
+        return _outcome(state, found, replayed=True)
+    account = state.accounts[found.payer_account_id, TOKEN]
+    entry = _on(found, account, "release", command.actor, 0, -found.held, "", "", {})
+    return _done(state, entry, found, moment)
+
+
+def refund(state: State, command: Refund, moment: Moment) -> Outcome:
+    """Returns committed tokens."""
+    found = _find(state, command, moment.now_us)
+    done = state.operations.get((command.created_by, command.reservation_id, command.refund_id))
+    if done is not None:
+        same("kind", done.kind, "refund")
+        same("amount", done.amount, command.amount)
+        return _outcome(state, found, replayed=True)
+    if found.state == HELD:
+        raise ReservationNotCommitted(found.reservation_id, found.reserved)
+    _require(found, COMMITTED)
+    left = found.committed - found.refunded
+    amount = left if command.amount is None else command.amount
+    if amount > left or not left:
+        raise RefundExceedsCommitted(found.reservation_id, amount, found.committed, found.refunded)
+    account = state.accounts[found.payer_account_id, TOKEN]
+    check_balance_limit(account, amount)
+    facts = {} if command.amount is None else {"amount": command.amount}
+    entry = _on(found, account, "refund", command.actor, amount, 0, REVENUE, command.refund_id, facts)
+    return _done(state, entry, found, moment)
+
+
+def amend(state: State, command: Amend, moment: Moment) -> Outcome:
+    """Lowers a hold, or lets it end later."""
+    found = _find(state, command, moment.now_us)
+    done = state.operations.get((command.created_by, command.reservation_id, command.amend_id))
+    if done is not None:
+        same("kind", done.kind, "amend")
+        same("amount", done.amount, command.amount)
+        same_duration("hold_duration", done.hold_us, command.hold_us)
+        return _outcome(state, found, replayed=True)
+    _require(found, HELD)
+    amount = found.held if command.amount is None else command.amount
+    if amount > found.held:
+        raise AmendNotAllowed(found.reservation_id, "amount", amount, found.held)
+    expire_time_us = found.expire_time_us if command.hold_us is None else moment.now_us + command.hold_us
+    if expire_time_us < found.expire_time_us:
+        requested, current = rfc3339(expire_time_us), rfc3339(found.expire_time_us)
+        raise AmendNotAllowed(found.reservation_id, "expire_time", requested, current)
+    facts: dict[str, Any] = {"expire_time_us": expire_time_us}
+    if command.amount is not None:
+        facts["amount"] = command.amount
+    if command.hold_us is not None:
+        facts["hold_us"] = command.hold_us
+    account = state.accounts[found.payer_account_id, TOKEN]
+    entry = _on(found, account, "amend", command.actor, 0, amount - found.held, "", command.amend_id, facts)
+    return _done(state, entry, found, moment)
+
+
+def sweep(state: State, command: Sweep, moment: Moment) -> Outcome:
+    """Expires every loaded hold of the account that is due, in the order of their ends."""
+    due = [
+        reservation
+        for reservation in state.reservations.values()
+        if reservation.payer_account_id == command.account_id and _is_due(reservation, moment.now_us)
+    ]
+    for reservation in sorted(due, key=lambda due_one: (due_one.expire_time_us, due_one.revision)):
+        _up_to_date(state, reservation, moment.now_us)
+    return Outcome(state.accounts.get((command.account_id, TOKEN)), None, not due)
+
+
+def _find(state: State, command: OnReservation, now_us: int) -> Reservation:
+    found = state.reservations.get((command.created_by, command.reservation_id))
+    if found is None:
+        raise ReservationNotFound(command.reservation_id)
+    return _up_to_date(state, found, now_us)
+
+
+def _is_due(reservation: Reservation, now_us: int) -> bool:
+    return reservation.state == HELD and reservation.expire_time_us <= now_us
+
+
+def _up_to_date(state: State, found: Reservation, now_us: int) -> Reservation:
+    if not _is_due(found, now_us):
+        return found
+    account = state.accounts[found.payer_account_id, TOKEN]
+    apply(state, _on(found, account, "expire", WALLET, 0, -found.held, "", "", {}), now_us)
+    return state.reservations[found.created_by, found.reservation_id]
+
+
+def _require(found: Reservation, wanted: ReservationState) -> None:
+    if found.state == wanted:
+        return
+    if found.state == COMMITTED:
+        raise ReservationCommitted(found.reservation_id, found.committed)
+    if found.state == RELEASED:
+        raise ReservationReleased(found.reservation_id, found.released)
+    raise ReservationExpired(found.reservation_id, found.expired, found.expire_time_us)
+
+
+def _on(
+    found: Reservation,
+    account: Account,
+    kind: str,
+    actor: str,
+    balance_change: int,
+    held_change: int,
+    counterparty: str,
+    key: str,
+    facts: dict[str, Any],
+) -> Entry:
+    return Entry(
+        kind,
+        actor,
+        account.account_id,
+        account.revision,
+        balance_change,
+        held_change,
+        account.balance + balance_change,
+        account.held + held_change,
+        counterparty,
+        found.created_by,
+        found.reservation_id,
+        key,
+        facts,
+    )
+
+
+def _done(state: State, entry: Entry, found: Reservation, moment: Moment) -> Outcome:
+    apply(state, entry, moment.now_us)
+    return _outcome(state, state.reservations[found.created_by, found.reservation_id], replayed=False)
+
+
+def _outcome(state: State, reservation: Reservation, *, replayed: bool) -> Outcome:
+    account = state.accounts.get((reservation.payer_account_id, TOKEN))
+    return Outcome(account, reservation, replayed)
