@@ -1,1 +1,1 @@
-"""Punchcard's two services and the chassis that both stand on."""
+"""The two services and the chassis that serves them."""
