@@ -1,0 +1,163 @@
+"""The lines of a batch's files: the requests that go to the provider, and the results that come back, in any order.
+
+    request  {"custom_id", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
+    result   {"custom_id", "response": {"status_code", "body"} | null, "error": {"code", "message"} | null}
+
+A `custom_id` is a job's uid and the number of its attempt, so that an answer can't reach another job and one of an old
+attempt is known as such. Shapes are those of the published API and of what live batches were seen to hold: a line may
+have neither response nor error, a status other than 200 with the error in its body, or no JSON at all. Nothing here
+trusts a result: its texts are made fit for every store (no NUL, no half of a surrogate pair), its counts are bounded.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from services.batcher.job import Answer
+
+ENDPOINT = "/v1/chat/completions"
+CODE_CHARS_MAX = 64
+MESSAGE_CHARS_MAX = 512
+COUNT_MAX = 2**53
+
+RETRYABLE_STATUSES = frozenset({408, 409, 425, 429})
+RETRYABLE_CODES = frozenset(
+    {
+        "batch_expired",
+        "batch_cancelled",
+        "request_timeout",
+        "server_error",
+        "internal_error",
+        "rate_limit_exceeded",
+        # The provider downloads the image when the line runs; a slow moment of ours comes back as a bad address.
+        "invalid_image_url",
+        "image_download_timeout",
+    }
+)
+
+
+class LineFailure(NamedTuple):
+    """Why a line has no answer. code: a word for programs; retryable: whether the same line may fare better later."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class LineResult(NamedTuple):
+    """What became of the request of one line."""
+
+    custom_id: str
+    outcome: Answer | LineFailure
+
+
+def custom_id_of(uid: str, attempt: int) -> str:
+    """Names an attempt of a job in a batch."""
+    return f"{uid}.{attempt}"
+
+
+def split_custom_id(custom_id: str) -> tuple[str, int] | None:
+    """The (uid, attempt) that a custom_id names; None when it is none of ours."""
+    uid, dot, attempt = custom_id.rpartition(".")
+    if not uid or not dot or not (attempt.isascii() and attempt.isdigit() and len(attempt) < 10):
+        return None
+    return uid, int(attempt)
+
+
+def data_url(media_type: str, data: bytes) -> str:
+    """An image as an address that holds it (RFC 2397)."""
+    return f"data:{media_type};base64,{b64encode(data).decode('ascii')}"
+
+
+def chat_body(model: str, prompt: str, detail: str, max_output_tokens: int, image_url: str) -> dict[str, Any]:
+    """The body of a chat completion that asks a prompt about an image. detail: low, high or auto, in any case."""
+    image = {"type": "image_url", "image_url": {"url": image_url, "detail": detail.lower()}}
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": [{"type": "text", "text": prompt}, image]}],
+        "max_completion_tokens": max_output_tokens,
+    }
+
+
+def encode_line(custom_id: str, model: str, prompt: str, detail: str, max_output_tokens: int, image_url: str) -> bytes:
+    """One line of an input file, with its newline; the same arguments give the same bytes."""
+    line = {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": ENDPOINT,
+        "body": chat_body(model, prompt, detail, max_output_tokens, image_url),
+    }
+    return json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def parse_result_line(line: bytes) -> LineResult | None:
+    """What a line of an output or error file says; None for one that names no request, which the caller counts."""
+    try:
+        result = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    custom_id = _field(result, "custom_id")
+    if not isinstance(custom_id, str) or not custom_id:
+        return None
+    return LineResult(_clean(custom_id), _outcome(_field(result, "response"), _field(result, "error")))
+
+
+def read_completion(body: object) -> Answer | LineFailure:
+    """The answer in the body of a chat completion. What the model refuses to say is an answer: content_filter."""
+    choices = _field(body, "choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = _field(choice, "message")
+    if not isinstance(message, Mapping):
+        return LineFailure("invalid_response", "The provider's answer holds no message.", retryable=True)
+    text, refusal = _text_of(message.get("content")), message.get("refusal")
+    finish_reason = str(_field(choice, "finish_reason") or "stop")
+    if isinstance(refusal, str) and refusal and not text:
+        text, finish_reason = refusal, "content_filter"
+    usage = _field(body, "usage")
+    return Answer(
+        text=_clean(text),
+        finish_reason=_clean(finish_reason)[:CODE_CHARS_MAX],
+        input_tokens=_count(_field(usage, "prompt_tokens")),
+        output_tokens=_count(_field(usage, "completion_tokens")),
+    )
+
+
+def read_failure(status: int | None, error: object) -> LineFailure:
+    """What an HTTP status and an error object of the API mean for the request that met them. status: None for none."""
+    code = _field(error, "code") or _field(error, "type") or (f"http_{status}" if status else "provider_error")
+    code = _clean(str(code))[:CODE_CHARS_MAX]
+    message = _clean(str(_field(error, "message") or "The provider gave no reason."))[:MESSAGE_CHARS_MAX]
+    if status is None:
+        retryable = code in RETRYABLE_CODES or code == "provider_error"
+    else:
+        retryable = code in RETRYABLE_CODES or status in RETRYABLE_STATUSES or status >= 500
+    return LineFailure(code, message, retryable)
+
+
+def _outcome(response: object, error: object) -> Answer | LineFailure:
+    status, body = _field(response, "status_code"), _field(response, "body")
+    if status == 200:
+        return read_completion(body)
+    known_status = status if isinstance(status, int) and not isinstance(status, bool) else None
+    return read_failure(known_status, _field(body, "error") or error)
+
+
+def _field(value: object, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else None
+
+
+def _text_of(content: object) -> str:
+    """A message's content: a text, or a list of parts of which the texts count."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "".join(text for part in parts if isinstance(text := _field(part, "text"), str))
+
+
+def _clean(text: str) -> str:
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= COUNT_MAX else 0
