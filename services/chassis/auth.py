@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import jwt
+from jwt.types import Options
 
 from services.chassis.errors import TokenExpired, TokenInvalid
 from services.chassis.fields import ID_PATTERN
@@ -21,6 +22,16 @@ PUBLIC: Final = "@public"
 CACHED_TOKENS_MAX: Final = 10_000
 TOKEN_BYTES_MAX: Final = 8 * 1024
 
+_SIGNATURE_ONLY: Final[Options] = {
+    "verify_signature": True,
+    "verify_exp": False,
+    "verify_nbf": False,
+    "verify_iat": False,
+    "verify_aud": False,
+    "verify_iss": False,
+    "verify_sub": False,
+    "verify_jti": False,
+}
 _ACT_FOR: Final = "act_for:"
 _ALGORITHMS: Final[Mapping[tuple[str, str], str]] = {
     ("OKP", "Ed25519"): "EdDSA",
@@ -133,8 +144,7 @@ class Verifier:
                 token,
                 key.key,
                 algorithms=[key.algorithm],
-                options={"verify_signature": True, "verify_exp": False, "verify_nbf": False, "verify_iat": False}
-                | {"verify_aud": False, "verify_iss": False, "verify_sub": False, "verify_jti": False},
+                options=_SIGNATURE_ONLY,
             )
         except jwt.InvalidSignatureError:
             raise TokenInvalid("its signature is wrong") from None

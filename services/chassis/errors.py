@@ -93,7 +93,7 @@ class ServerBusy(ServiceError):
 
 
 class StoreUnavailable(ServiceError):
-    """The database or object store does not answer. `detail` is for the log: it may name hosts, so nobody else sees it."""
+    """The database or object store does not answer. `detail` may name hosts and goes to the log alone."""
 
     def __init__(self, detail: str = "") -> None:
         super().__init__("the store does not answer: retry with the same key")
@@ -194,7 +194,9 @@ class ErrorTable:
         return status_pb2.Status(code=outcome.code.value[0], message=outcome.message, details=details)
 
 
-def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo) -> any_pb2.Any:
+def _packed(
+    message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
+) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed
