@@ -198,15 +198,22 @@ def amend(state: State, command: Amend, moment: Moment) -> Outcome:
 
 
 def sweep(state: State, command: Sweep, moment: Moment) -> Outcome:
-    """Expires every loaded hold of the account that is due, in the order of their ends."""
-    due = [
-        reservation
-        for reservation in state.reservations.values()
-        if reservation.payer_account_id == command.account_id and _is_due(reservation, moment.now_us)
-    ]
-    for reservation in sorted(due, key=lambda due_one: (due_one.expire_time_us, due_one.revision)):
-        _up_to_date(state, reservation, moment.now_us)
-    return Outcome(state.accounts.get((command.account_id, TOKEN)), None, not due)
+    """Does nothing more than any command on the account: what is due was expired when the account was loaded."""
+    return Outcome(state.accounts.get((command.account_id, TOKEN)), None, True)
+
+
+def expire_due(state: State, now_us: int) -> None:
+    """Expires every loaded hold that is due, in the order in which they ended."""
+    due = [reservation for reservation in state.reservations.values() if _is_due(reservation, now_us)]
+    for reservation in sorted(due, key=lambda one: (one.expire_time_us, one.revision)):
+        _up_to_date(state, reservation, now_us)
+
+
+def as_of(reservation: Reservation, now_us: int) -> Reservation:
+    """How a stored reservation reads at an instant: held no longer once its time has passed."""
+    if not _is_due(reservation, now_us):
+        return reservation
+    return reservation._replace(state=EXPIRED, expired=reservation.held)
 
 
 def _find(state: State, command: OnReservation, now_us: int) -> Reservation:

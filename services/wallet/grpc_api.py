@@ -1,0 +1,250 @@
+"""The wallet on the wire: decode, hand to the ledger, encode. No rule lives here."""
+
+import base64
+import binascii
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+import grpc
+
+from punchcard.wallet.v1 import wallet_pb2, wallet_pb2_grpc
+from services.chassis.auth import Principal, current_principal
+from services.chassis.errors import ErrorTable, InvalidField, Row, Violation
+from services.chassis.fields import Checks
+from services.chassis.group_commit import GroupCommitter
+from services.wallet import errors, grpc_messages
+from services.wallet.commands import Command, Outcome
+from services.wallet.store import Store
+
+SERVICE: Final = "punchcard.wallet.v1.WalletService"
+ITEMS_MAX: Final = 1_000
+PAGE_SIZE_DEFAULT: Final = 100
+PAGE_SIZE_MAX: Final = 1_000
+
+SCOPES: Final[Mapping[str, str]] = {
+    f"/{SERVICE}/OpenAccount": "account.open",
+    f"/{SERVICE}/Grant": "wallet.grant",
+    f"/{SERVICE}/Reserve": "wallet.reserve",
+    f"/{SERVICE}/Commit": "wallet.settle",
+    f"/{SERVICE}/Refund": "wallet.settle",
+    f"/{SERVICE}/Amend": "wallet.settle",
+    f"/{SERVICE}/BatchReserve": "wallet.reserve",
+    f"/{SERVICE}/BatchSettle": "wallet.settle",
+    f"/{SERVICE}/GetAccount": "wallet.read",
+    f"/{SERVICE}/GetReservation": "wallet.read",
+    f"/{SERVICE}/ListTransactions": "wallet.read",
+}
+"""Which scope a method asks for. A method that is not here is open to nobody."""
+
+_NOT_FOUND = grpc.StatusCode.NOT_FOUND
+_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+
+ERRORS: Final = ErrorTable(
+    "wallet.punchcard",
+    {
+        errors.AccountNotFound: Row(_NOT_FOUND, "ACCOUNT_NOT_FOUND"),
+        errors.ReservationNotFound: Row(_NOT_FOUND, "RESERVATION_NOT_FOUND"),
+        errors.IdempotencyMismatch: Row(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_MISMATCH"),
+        errors.ReservationCommitted: Row(_PRECONDITION, "RESERVATION_COMMITTED"),
+        errors.ReservationReleased: Row(_PRECONDITION, "RESERVATION_RELEASED"),
+        errors.ReservationExpired: Row(_PRECONDITION, "RESERVATION_EXPIRED"),
+        errors.ReservationNotCommitted: Row(_PRECONDITION, "RESERVATION_NOT_COMMITTED"),
+        errors.CommitExceedsReservation: Row(_PRECONDITION, "COMMIT_EXCEEDS_RESERVATION"),
+        errors.RefundExceedsCommitted: Row(_PRECONDITION, "REFUND_EXCEEDS_COMMITTED"),
+        errors.AmendNotAllowed: Row(_PRECONDITION, "AMEND_NOT_ALLOWED"),
+        errors.InsufficientFunds: Row(_PRECONDITION, "INSUFFICIENT_FUNDS"),
+        errors.BalanceLimit: Row(_PRECONDITION, "BALANCE_LIMIT"),
+    },
+)
+"""How each refusal looks on the wire."""
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class Shield(Protocol):
+    """Runs work that a client's deadline must not cut in the middle; the server waits for it when it drains."""
+
+    def __call__(self, work: Awaitable[Answer]) -> Awaitable[Answer]: ...
+
+
+class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
+    """The eleven methods of the wallet."""
+
+    def __init__(
+        self, store: Store, committer: GroupCommitter[Command, Outcome], shield: Shield, token_scale: int
+    ) -> None:
+        self._store = store
+        self._committer = committer
+        self._shield = shield
+        self._scale = token_scale
+
+    async def OpenAccount(self, request: wallet_pb2.OpenAccountRequest, context: Any) -> wallet_pb2.OpenAccountResponse:
+        outcome = await self._do(grpc_messages.open_account_command(request, current_principal()))
+        return wallet_pb2.OpenAccountResponse(account=self._account(outcome), replayed=outcome.replayed)
+
+    async def Grant(self, request: wallet_pb2.GrantRequest, context: Any) -> wallet_pb2.GrantResponse:
+        outcome = await self._do(grpc_messages.grant_command(request, current_principal()))
+        return wallet_pb2.GrantResponse(account=self._account(outcome), replayed=outcome.replayed)
+
+    async def Reserve(self, request: wallet_pb2.ReserveRequest, context: Any) -> wallet_pb2.ReserveResponse:
+        outcome = await self._do(grpc_messages.reserve_command(request, current_principal()))
+        return wallet_pb2.ReserveResponse(**self._ended(outcome))
+
+    async def Commit(self, request: wallet_pb2.CommitRequest, context: Any) -> wallet_pb2.CommitResponse:
+        outcome = await self._do(grpc_messages.commit_command(request, current_principal()))
+        return wallet_pb2.CommitResponse(**self._ended(outcome))
+
+    async def Refund(self, request: wallet_pb2.RefundRequest, context: Any) -> wallet_pb2.RefundResponse:
+        outcome = await self._do(grpc_messages.refund_command(request, current_principal()))
+        return wallet_pb2.RefundResponse(**self._ended(outcome))
+
+    async def Amend(self, request: wallet_pb2.AmendRequest, context: Any) -> wallet_pb2.AmendResponse:
+        outcome = await self._do(grpc_messages.amend_command(request, current_principal()))
+        return wallet_pb2.AmendResponse(**self._ended(outcome))
+
+    async def BatchReserve(
+        self, request: wallet_pb2.BatchReserveRequest, context: Any
+    ) -> wallet_pb2.BatchReserveResponse:
+        outcomes = await self._do_many(request.items, grpc_messages.reserve_command)
+        return wallet_pb2.BatchReserveResponse(results=[_reserve_result(outcome) for outcome in outcomes])
+
+    async def BatchSettle(self, request: wallet_pb2.BatchSettleRequest, context: Any) -> wallet_pb2.BatchSettleResponse:
+        outcomes = await self._do_many(request.items, grpc_messages.settle_command)
+        return wallet_pb2.BatchSettleResponse(results=[_settle_result(outcome) for outcome in outcomes])
+
+    async def GetAccount(self, request: wallet_pb2.GetAccountRequest, context: Any) -> wallet_pb2.GetAccountResponse:
+        account_id = _readable_account(request.account_id)
+        account = await self._store.account(account_id)
+        if account is None:
+            raise errors.AccountNotFound(account_id)
+        return wallet_pb2.GetAccountResponse(account=grpc_messages.account_message(account, self._scale))
+
+    async def GetReservation(
+        self, request: wallet_pb2.GetReservationRequest, context: Any
+    ) -> wallet_pb2.GetReservationResponse:
+        checks = Checks()
+        reservation_id = checks.id("reservation_id", request.reservation_id)
+        created_by = checks.optional_id("created_by", request.created_by)
+        checks.done()
+        created_by = grpc_messages.maker(current_principal(), created_by, reservation_id)
+        found = await self._store.reservation(created_by, reservation_id)
+        if found is None:
+            raise errors.ReservationNotFound(reservation_id)
+        return wallet_pb2.GetReservationResponse(reservation=grpc_messages.reservation_message(found))
+
+    async def ListTransactions(
+        self, request: wallet_pb2.ListTransactionsRequest, context: Any
+    ) -> wallet_pb2.ListTransactionsResponse:
+        checks = Checks()
+        if request.page_size < 0:
+            checks.fail("page_size", request.page_size, "must not be negative")
+        checks.done()
+        account_id = _readable_account(request.account_id)
+        before = _page_revision(request.page_token, account_id) if request.page_token else None
+        size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+        rows = await self._store.transactions(account_id, before, size)
+        if rows is None:
+            raise errors.AccountNotFound(account_id)
+        more = len(rows) == size and rows[-1].previous > 0
+        return wallet_pb2.ListTransactionsResponse(
+            transactions=[grpc_messages.transaction_message(row) for row in rows],
+            next_page_token=_page_token(account_id, rows[-1].previous) if more else "",
+        )
+
+    async def _do(self, command: Command) -> Outcome:
+        return await self._shield(self._committer.submit(command))
+
+    async def _do_many(
+        self, items: Sequence[Item], decode: Callable[[Item, Principal, str], Command]
+    ) -> list[Outcome | Exception]:
+        """Decides a batch in order; what can't be decoded is refused in its place."""
+        checks = Checks()
+        checks.count("items", items, ITEMS_MAX)
+        checks.done()
+        principal = current_principal()
+        results: list[Outcome | Exception | None] = [None] * len(items)
+        commands: list[Command] = []
+        places: list[int] = []
+        for place, item in enumerate(items):
+            try:
+                commands.append(decode(item, principal, f"items[{place}]."))
+                places.append(place)
+            except (InvalidField, errors.Refusal) as refusal:
+                results[place] = refusal
+        for place, outcome in zip(places, await self._shield(self._committer.submit_many(commands)), strict=True):
+            results[place] = outcome
+        return [result for result in results if result is not None]
+
+    def _account(self, outcome: Outcome) -> wallet_pb2.Account:
+        if outcome.account is None:
+            raise ValueError("a command on an account came to no account")
+        return grpc_messages.account_message(outcome.account, self._scale)
+
+    def _ended(self, outcome: Outcome) -> dict[str, Any]:
+        if outcome.reservation is None:
+            raise ValueError("a command on a reservation came to no reservation")
+        fields: dict[str, Any] = {
+            "reservation": grpc_messages.reservation_message(outcome.reservation),
+            "replayed": outcome.replayed,
+        }
+        if outcome.account is not None:
+            fields["balance"] = grpc_messages.balance_message(outcome.account, self._scale)
+        return fields
+
+
+def _reserve_result(outcome: Outcome | Exception) -> wallet_pb2.BatchReserveResult:
+    if isinstance(outcome, Exception):
+        return wallet_pb2.BatchReserveResult(refusal=grpc_messages.refusal_message(ERRORS.outcome(outcome)))
+    made = outcome.reservation
+    if made is None:
+        raise ValueError("a Reserve came to no reservation")
+    return wallet_pb2.BatchReserveResult(
+        state=grpc_messages.STATES[made.state],
+        reserved=made.reserved,
+        expire_time=grpc_messages.timestamp(made.expire_time_us),
+        revision=made.revision,
+        replayed=outcome.replayed,
+    )
+
+
+def _settle_result(outcome: Outcome | Exception) -> wallet_pb2.BatchSettleResult:
+    if isinstance(outcome, Exception):
+        return wallet_pb2.BatchSettleResult(refusal=grpc_messages.refusal_message(ERRORS.outcome(outcome)))
+    ended = outcome.reservation
+    if ended is None:
+        raise ValueError("a settlement came to no reservation")
+    return wallet_pb2.BatchSettleResult(
+        state=grpc_messages.STATES[ended.state],
+        reserved=ended.reserved,
+        committed=ended.committed,
+        released=ended.released,
+        expired=ended.expired,
+        refunded=ended.refunded,
+        expire_time=grpc_messages.timestamp(ended.expire_time_us),
+        revision=ended.revision,
+        replayed=outcome.replayed,
+    )
+
+
+def _readable_account(account_id: str) -> str:
+    checks = Checks()
+    checks.id("account_id", account_id)
+    checks.done()
+    grpc_messages.check_account(current_principal(), account_id)
+    return account_id
+
+
+def _page_token(account_id: str, revision: int) -> str:
+    """Where a page of this account's history goes on. It gives no right by itself: the account is checked each time."""
+    return base64.urlsafe_b64encode(f"{account_id} {revision}".encode()).decode()
+
+
+def _page_revision(token: str, account_id: str) -> int:
+    try:
+        of_account, revision = base64.urlsafe_b64decode(token.encode()).decode().split(" ")
+        if of_account == account_id:
+            return int(revision)
+    except (binascii.Error, UnicodeError, ValueError):
+        pass
+    raise InvalidField([Violation("page_token", token[:64], "is not a next_page_token of this account's history")])

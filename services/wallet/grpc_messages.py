@@ -1,0 +1,238 @@
+"""Between the wallet's messages and its commands: decoding with every broken field named, and encoding."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from punchcard.wallet.v1 import error_reason_pb2, wallet_pb2
+from services.chassis import errors, journal
+from services.chassis.auth import Principal
+from services.chassis.fields import Checks
+from services.wallet.commands import Amend, Commit, Grant, OpenAccount, Refund, Release, Reserve
+from services.wallet.errors import AccountNotFound, ReservationNotFound
+from services.wallet.journal_entry import Account, Reservation
+from services.wallet.store import entry_of
+
+REFERENCE_CHARS_MAX: Final = 256
+PRICE_VERSION_CHARS_MAX: Final = 128
+HOLD_SECONDS_MIN: Final = 1
+HOLD_SECONDS_MAX: Final = 45 * 24 * 3600
+ADMIN_SCOPE: Final = "wallet.admin"
+OPEN_SCOPE: Final = "account.open"
+
+KINDS: Final[Mapping[str, wallet_pb2.TransactionKind]] = MappingProxyType(
+    {
+        "open": wallet_pb2.TRANSACTION_KIND_OPEN,
+        "grant": wallet_pb2.TRANSACTION_KIND_GRANT,
+        "reserve": wallet_pb2.TRANSACTION_KIND_RESERVE,
+        "amend": wallet_pb2.TRANSACTION_KIND_AMEND,
+        "commit": wallet_pb2.TRANSACTION_KIND_COMMIT,
+        "release": wallet_pb2.TRANSACTION_KIND_RELEASE,
+        "expire": wallet_pb2.TRANSACTION_KIND_EXPIRE,
+        "refund": wallet_pb2.TRANSACTION_KIND_REFUND,
+    }
+)
+
+STATES: Final[Mapping[int, wallet_pb2.ReservationState]] = MappingProxyType(
+    {
+        1: wallet_pb2.RESERVATION_STATE_HELD,
+        2: wallet_pb2.RESERVATION_STATE_COMMITTED,
+        3: wallet_pb2.RESERVATION_STATE_RELEASED,
+        4: wallet_pb2.RESERVATION_STATE_EXPIRED,
+    }
+)
+
+
+def check_account(principal: Principal, account_id: str) -> None:
+    """Refuses an account that the caller may not act for, as if there were none."""
+    if not principal.may_act_for(account_id):
+        raise AccountNotFound(account_id)
+
+
+def maker(principal: Principal, created_by: str, reservation_id: str) -> str:
+    """Whose reservation is meant: the caller's own, or, for an administrator, the one named."""
+    if created_by and created_by != principal.subject and not principal.may(ADMIN_SCOPE):
+        raise ReservationNotFound(reservation_id)
+    return created_by or principal.subject
+
+
+def open_account_command(request: wallet_pb2.OpenAccountRequest, principal: Principal) -> OpenAccount:
+    """Decodes an OpenAccount. Raises `InvalidField` or `AccountNotFound`."""
+    checks = Checks()
+    account_id = checks.id("account_id", request.account_id)
+    checks.done()
+    check_account(principal, account_id)
+    return OpenAccount(principal.subject, account_id)
+
+
+def grant_command(request: wallet_pb2.GrantRequest, principal: Principal) -> Grant:
+    """Decodes a Grant. Raises `InvalidField` or `AccountNotFound`."""
+    checks = Checks()
+    command = Grant(
+        principal.subject,
+        checks.id("account_id", request.account_id),
+        checks.id("grant_id", request.grant_id),
+        checks.amount("amount", request.amount),
+        checks.text("reference", request.reference, REFERENCE_CHARS_MAX),
+    )
+    checks.done()
+    check_account(principal, command.account_id)
+    return command
+
+
+def reserve_command(request: wallet_pb2.ReserveRequest, principal: Principal, prefix: str = "") -> Reserve:
+    """Decodes a Reserve; `prefix` names its place in a batch. Raises `InvalidField` or `AccountNotFound`."""
+    checks = Checks(prefix)
+    account_id = checks.id("account_id", request.account_id)
+    payer_account_id = checks.optional_id("payer_account_id", request.payer_account_id)
+    command = Reserve(
+        principal.subject,
+        account_id,
+        payer_account_id or account_id,
+        checks.id("reservation_id", request.reservation_id),
+        checks.amount("amount", request.amount),
+        checks.duration_us("hold_duration", request.hold_duration, HOLD_SECONDS_MIN, HOLD_SECONDS_MAX),
+        checks.text("price_version", request.price_version, PRICE_VERSION_CHARS_MAX),
+        checks.text("reference", request.reference, REFERENCE_CHARS_MAX),
+        principal.may(OPEN_SCOPE),
+    )
+    checks.done()
+    check_account(principal, account_id)
+    if payer_account_id:
+        check_account(principal, payer_account_id)
+    return command
+
+
+def commit_command(request: wallet_pb2.CommitRequest, principal: Principal, prefix: str = "") -> Commit:
+    """Decodes a Commit; `prefix` names its place in a batch. Raises `InvalidField` or `ReservationNotFound`."""
+    checks = Checks(prefix)
+    reservation_id = checks.id("reservation_id", request.reservation_id)
+    amount = checks.amount("amount", request.amount) if request.HasField("amount") else None
+    created_by = checks.optional_id("created_by", request.created_by)
+    checks.done()
+    created_by = maker(principal, created_by, reservation_id)
+    return Commit(principal.subject, created_by, reservation_id, amount, request.allow_late)
+
+
+def refund_command(request: wallet_pb2.RefundRequest, principal: Principal, prefix: str = "") -> Release | Refund:
+    """Decodes a Refund: of a hold without a refund_id, of committed tokens with one."""
+    checks = Checks(prefix)
+    reservation_id = checks.id("reservation_id", request.reservation_id)
+    refund_id = checks.optional_id("refund_id", request.refund_id)
+    amount = checks.amount("amount", request.amount) if request.HasField("amount") else None
+    if amount is not None and not refund_id:
+        checks.fail("amount", amount, "goes with a refund_id: a hold is released as a whole (or lowered by Amend)")
+    created_by = checks.optional_id("created_by", request.created_by)
+    checks.done()
+    created_by = maker(principal, created_by, reservation_id)
+    if refund_id:
+        return Refund(principal.subject, created_by, reservation_id, refund_id, amount)
+    return Release(principal.subject, created_by, reservation_id)
+
+
+def amend_command(request: wallet_pb2.AmendRequest, principal: Principal, prefix: str = "") -> Amend:
+    """Decodes an Amend; `prefix` names its place in a batch. Raises `InvalidField` or `ReservationNotFound`."""
+    checks = Checks(prefix)
+    reservation_id = checks.id("reservation_id", request.reservation_id)
+    amend_id = checks.id("amend_id", request.amend_id)
+    amount = checks.amount("amount", request.amount) if request.HasField("amount") else None
+    hold_us = None
+    if request.HasField("hold_duration"):
+        hold_us = checks.duration_us("hold_duration", request.hold_duration, HOLD_SECONDS_MIN, HOLD_SECONDS_MAX)
+    if amount is None and hold_us is None:
+        checks.fail("amount", "", "an amendment needs an amount, a hold_duration, or both")
+    created_by = checks.optional_id("created_by", request.created_by)
+    checks.done()
+    created_by = maker(principal, created_by, reservation_id)
+    return Amend(principal.subject, created_by, reservation_id, amend_id, amount, hold_us)
+
+
+def settle_command(item: wallet_pb2.SettleItem, principal: Principal, prefix: str) -> Commit | Release | Refund | Amend:
+    """Decodes one item of a BatchSettle."""
+    match item.WhichOneof("command"):
+        case "commit":
+            return commit_command(item.commit, principal, f"{prefix}commit.")
+        case "refund":
+            return refund_command(item.refund, principal, f"{prefix}refund.")
+        case "amend":
+            return amend_command(item.amend, principal, f"{prefix}amend.")
+        case _:
+            checks = Checks(prefix)
+            checks.fail("command", "", "must be one of commit, refund, amend")
+            raise errors.InvalidField(checks.violations)
+
+
+def timestamp(time_us: int) -> Timestamp:
+    """Microseconds since the epoch as a Timestamp."""
+    seconds, microseconds = divmod(time_us, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=microseconds * 1_000)
+
+
+def balance_message(account: Account, scale: int) -> wallet_pb2.Balance:
+    """What an account has of one asset."""
+    return wallet_pb2.Balance(
+        balance=account.balance, held=account.held, available=account.balance - account.held, scale=scale
+    )
+
+
+def account_message(account: Account, scale: int) -> wallet_pb2.Account:
+    """An account."""
+    return wallet_pb2.Account(
+        account_id=account.account_id,
+        tokens=balance_message(account, scale),
+        create_time=timestamp(account.create_time_us),
+        revision=account.revision,
+    )
+
+
+def reservation_message(reservation: Reservation) -> wallet_pb2.Reservation:
+    """A reservation, whole."""
+    return wallet_pb2.Reservation(
+        reservation_id=reservation.reservation_id,
+        created_by=reservation.created_by,
+        account_id=reservation.account_id,
+        payer_account_id=reservation.payer_account_id,
+        state=STATES[reservation.state],
+        reserved=reservation.reserved,
+        committed=reservation.committed,
+        released=reservation.released,
+        expired=reservation.expired,
+        refunded=reservation.refunded,
+        expire_time=timestamp(reservation.expire_time_us),
+        create_time=timestamp(reservation.create_time_us),
+        price_version=reservation.price_version,
+        reference=reservation.reference,
+        revision=reservation.revision,
+    )
+
+
+def transaction_message(row: journal.Row) -> wallet_pb2.Transaction:
+    """One row of an account's history."""
+    entry = entry_of(row)
+    return wallet_pb2.Transaction(
+        revision=row.revision,
+        kind=KINDS[row.kind],
+        time=timestamp(row.time_us),
+        balance_change=entry.balance_change,
+        held_change=entry.held_change,
+        balance=entry.balance,
+        held=entry.held,
+        counterparty=entry.counterparty,
+        actor=entry.actor,
+        reservation_id=entry.reservation_id,
+        created_by=entry.created_by,
+        key=entry.key,
+        reference=entry.facts.get("reference", ""),
+    )
+
+
+def refusal_message(outcome: errors.Outcome) -> wallet_pb2.Refusal:
+    """What a single call would have given as its status, for one item of a batch."""
+    return wallet_pb2.Refusal(
+        code=outcome.code.value[0],
+        reason=error_reason_pb2.ErrorReason.Value(f"ERROR_REASON_{outcome.reason}"),
+        message=outcome.message,
+        metadata=outcome.metadata,
+    )

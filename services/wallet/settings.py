@@ -1,0 +1,29 @@
+"""The wallet's settings: environment variables WALLET_*, or `.env`."""
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.chassis.settings import ServerSettings
+from services.wallet.economy import Rules
+
+
+class WalletSettings(ServerSettings):
+    """The wallet: owns balances of tokens."""
+
+    model_config = SettingsConfigDict(env_prefix="WALLET_")
+
+    listen_address: str = Field("127.0.0.1:50051", description="Where calls are taken, host:port.")
+    metrics_address: str = Field("127.0.0.1:9101", description="Where /metrics is served, host:port, or off.")
+    database_url: str = Field(
+        "sqlite:.punchcard/wallet.db", description="sqlite:<path> or postgres://user:password@host/name.", repr=False
+    )
+    token_audience: str = Field("punchcard.wallet", description="The aud that tokens for this service carry.")
+    welcome_bonus: int = Field(10, ge=0, le=10**15, description="What a new account is given, in smallest units.")
+    token_scale: int = Field(
+        0, ge=0, le=9, description="Decimal places of a token; fixed once the ledger has its first account."
+    )
+    expiry_interval_seconds: float = Field(1.0, gt=0, description="How often overdue holds are looked for, in seconds.")
+
+    def rules(self) -> Rules:
+        """The economy's numbers."""
+        return Rules(welcome_bonus=self.welcome_bonus, token_scale=self.token_scale)

@@ -1,0 +1,324 @@
+"""Where the ledger is kept: loads what a group of commands names, lets the ledger decide, writes what changed.
+
+One visible transaction per group, always in this order, which is the lock order on PostgreSQL: learn who pays; lock the accounts
+in the order of their ids; lock the reservations; lock the head of the journal; decide; write the projections; append; end the
+transaction. Reading a reservation before its account is locked would let a Commit and a Refund from two replicas both succeed.
+
+A crash before the end of the transaction leaves nothing; after it, everything. Nobody is answered in between.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from services.chassis import journal
+from services.chassis.database import Database, Transaction
+from services.chassis.errors import StoreUnavailable
+from services.wallet import ledger
+from services.wallet.commands import (
+    Amend,
+    Command,
+    Grant,
+    Moment,
+    OpenAccount,
+    Outcome,
+    Refund,
+    Reserve,
+    Sweep,
+)
+from services.wallet.economy import Rules
+from services.wallet.errors import Refusal
+from services.wallet.journal_entry import (
+    TOKEN,
+    Account,
+    AccountKey,
+    Entry,
+    GrantRecord,
+    Operation,
+    OperationKey,
+    Reservation,
+    ReservationKey,
+    State,
+)
+from services.wallet.reservation import as_of, expire_due
+
+SWEEP_HOLDS_MAX = 1_000
+"""Holds expired in one transaction; when more are due, the next transaction goes on before any command is decided."""
+SWEEP_TRANSACTIONS_MAX = 1_000
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
+
+
+class Names(NamedTuple):
+    """What a group of commands names, and so what has to be loaded for it."""
+
+    accounts: set[str]
+    reservations: set[ReservationKey]
+    grants: set[ReservationKey]
+    operations: set[OperationKey]
+
+
+class Store:
+    """The wallet's database: the only writer of the ledger's tables."""
+
+    def __init__(self, database: Database, rules: Rules) -> None:
+        self._database = database
+        self._rules = rules
+
+    async def run_group(self, commands: Sequence[Command]) -> list[Outcome | Refusal]:
+        """Carries out commands in order, in one transaction; each has its own outcome or refusal.
+
+        Raises `StoreUnavailable` (or its subclass for lost races) when nothing of the group was done, or when its end is
+        unknown: running it again is safe, because every command carries a key.
+        """
+        for _ in range(SWEEP_TRANSACTIONS_MAX):
+            async with self._database.transaction() as tx:
+                state, moment, due = await self._load(tx, commands)
+                head = await journal.lock_head(tx)
+                state.revision = head.revision
+                loaded = _copy(state)
+                _sweep(state, moment, due)
+                results = [] if due.more else [_decide(state, command, moment) for command in commands]
+                await _save(tx, head, loaded, state, moment.now_us)
+            if not due.more:
+                return results
+        raise StoreUnavailable("more holds are due at once than a group may sweep")
+
+    async def _load(self, tx: Transaction, commands: Sequence[Command]) -> tuple[State, Moment, "Due"]:
+        names = _names(commands)
+        state = State()
+        keys = _encode(sorted(names.reservations))
+        account_ids = set(names.accounts)
+        if any(not isinstance(command, Reserve | Grant | OpenAccount | Sweep) for command in commands):
+            account_ids.update(row["payer_account_id"] for row in await tx.rows("learn_payers", keys=keys))
+        for row in await tx.rows("load_accounts", ids=_encode(sorted(account_ids))):
+            account = Account(*row)
+            state.accounts[account.account_id, account.asset] = account
+        now_us = max(await tx.now_us(), (await journal.read_head(tx)).time_us)
+        if names.reservations:
+            for row in await tx.rows("load_reservations", keys=keys):
+                found = Reservation(*row)
+                state.reservations[found.created_by, found.reservation_id] = found
+        due = await _load_due(tx, state, now_us)
+        if names.grants:
+            for row in await tx.rows("load_grants", keys=_encode(sorted(names.grants))):
+                state.grants[row["created_by"], row["grant_id"]] = GrantRecord(*row)
+        if names.operations:
+            for row in await tx.rows("load_operations", keys=_encode(sorted(names.operations))):
+                operation = Operation(*row)
+                state.operations[operation.created_by, operation.reservation_id, operation.operation_id] = operation
+        return state, Moment(now_us, self._rules), due
+
+    async def account(self, account_id: str) -> Account | None:
+        """An account as it is now: holds whose time has passed no longer count as held."""
+        async with self._database.reading() as tx:
+            row = await tx.row("get_account", account_id=account_id)
+            if row is None:
+                return None
+            account, now_us = Account(*row), await tx.now_us()
+            if account.due_time_us is None or account.due_time_us > now_us:
+                return account
+            due = await tx.row("get_due_amount", account_id=account_id, now_us=now_us)
+        return account._replace(held=account.held - (due["due"] if due else 0))
+
+    async def reservation(self, created_by: str, reservation_id: str) -> Reservation | None:
+        """A reservation as it is now: a hold whose time has passed reads as expired."""
+        async with self._database.reading() as tx:
+            row = await tx.row("get_reservation", created_by=created_by, reservation_id=reservation_id)
+            if row is None:
+                return None
+            return as_of(Reservation(*row), await tx.now_us())
+
+    async def transactions(self, account_id: str, before: int | None, limit: int) -> list[journal.Row] | None:
+        """An account's journal, newest first: at most `limit` rows from revision `before` (None: from the newest).
+
+        None for an account that does not exist, or when `before` is not a row of it.
+        """
+        async with self._database.reading() as tx:
+            row = await tx.row("get_account", account_id=account_id)
+            if row is None:
+                return None
+            rows = await journal.walk_back(tx, row["revision"] if before is None else before, limit)
+        return rows if not rows or rows[0].subject == account_id else None
+
+    async def due_accounts(self, limit: int) -> list[str]:
+        """Accounts on which something is due, longest overdue first."""
+        async with self._database.reading() as tx:
+            rows = await tx.rows("list_due_accounts", now_us=await tx.now_us(), limit=limit)
+        return [row["account_id"] for row in rows]
+
+    async def asset_sums(self) -> dict[str, int]:
+        """The sum of all balances per asset, system accounts included: 0 unless something is badly wrong."""
+        async with self._database.reading() as tx:
+            return {row["asset"]: row["balance"] for row in await tx.rows("sum_balances")}
+
+
+class Due(NamedTuple):
+    """What of a group's accounts has to be expired before anything is decided on them."""
+
+    accounts: Sequence[str]
+    next_due_us: dict[str, int]
+    more: bool
+    """Whether even more is due than one transaction sweeps."""
+
+
+def _names(commands: Iterable[Command]) -> Names:
+    names = Names(set(), set(), set(), set())
+    for command in commands:
+        match command:
+            case Reserve():
+                names.accounts.add(command.payer_account_id)
+                names.reservations.add((command.actor, command.reservation_id))
+            case Grant():
+                names.accounts.add(command.account_id)
+                names.grants.add((command.actor, command.grant_id))
+            case OpenAccount() | Sweep():
+                names.accounts.add(command.account_id)
+            case _:
+                names.reservations.add((command.created_by, command.reservation_id))
+                if isinstance(command, Refund):
+                    names.operations.add((command.created_by, command.reservation_id, command.refund_id))
+                elif isinstance(command, Amend):
+                    names.operations.add((command.created_by, command.reservation_id, command.amend_id))
+    return names
+
+
+async def _load_due(tx: Transaction, state: State, now_us: int) -> Due:
+    due = [
+        account.account_id
+        for account in state.accounts.values()
+        if account.due_time_us is not None and account.due_time_us <= now_us
+    ]
+    if not due:
+        return Due((), {}, False)
+    ids = _encode(sorted(due))
+    rows = await tx.rows("load_due_reservations", ids=ids, now_us=now_us, limit=SWEEP_HOLDS_MAX)
+    for row in rows:
+        found = Reservation(*row)
+        state.reservations[found.created_by, found.reservation_id] = found
+    later = await tx.rows("load_next_due", ids=ids, now_us=now_us)
+    next_due_us = {row["payer_account_id"]: row["due_time_us"] for row in later}
+    return Due(due, next_due_us, len(rows) == SWEEP_HOLDS_MAX)
+
+
+def _sweep(state: State, moment: Moment, due: Due) -> None:
+    if not due.accounts:
+        return
+    expire_due(state, moment.now_us)
+    if due.more:
+        return
+    for account_id in due.accounts:
+        key: AccountKey = (account_id, TOKEN)
+        state.accounts[key] = state.accounts[key]._replace(due_time_us=due.next_due_us.get(account_id))
+
+
+def _decide(state: State, command: Command, moment: Moment) -> Outcome | Refusal:
+    try:
+        return ledger.decide(state, command, moment)
+    except Refusal as refusal:
+        return refusal
+
+
+def _copy(state: State) -> State:
+    return State(
+        accounts=dict(state.accounts),
+        reservations=dict(state.reservations),
+        grants=dict(state.grants),
+        operations=dict(state.operations),
+    )
+
+
+async def _save(tx: Transaction, head: journal.Head, loaded: State, state: State, now_us: int) -> None:
+    """Writes what differs from what was loaded, and appends the entries to the journal."""
+    if state.entries or loaded.accounts != state.accounts:
+        accounts, changed_accounts = _changes(loaded.accounts, state.accounts)
+        reservations, changed_reservations = _changes(loaded.reservations, state.reservations)
+        grants, _ = _changes(loaded.grants, state.grants)
+        operations, _ = _changes(loaded.operations, state.operations)
+        moves = [(account_id, asset, change) for (account_id, asset), change in state.system.items() if change]
+        await tx.run_all(
+            [
+                ("insert_account", accounts),
+                ("update_account", [_account_update(account) for account in changed_accounts]),
+                ("insert_reservation", reservations),
+                ("update_reservation", [_reservation_update(each) for each in changed_reservations]),
+                ("insert_grant", grants),
+                ("insert_operation", operations),
+                ("move_system_account", moves),
+            ]
+        )
+        await journal.append(tx, head, [_journal_entry(entry) for entry in state.entries], now_us)
+
+
+def _changes(loaded: dict[K, V], now: dict[K, V]) -> tuple[list[V], list[V]]:
+    """What a group made, and what it changed: values are immutable, so that only changed ones are other objects."""
+    new, changed = [], []
+    for key, value in now.items():
+        before = loaded.get(key)
+        if before is None:
+            new.append(value)
+        elif before is not value:
+            changed.append(value)
+    return new, changed
+
+
+def _account_update(account: Account) -> tuple[object, ...]:
+    return (account.account_id, account.asset, account.balance, account.held, account.due_time_us, account.revision)
+
+
+def _reservation_update(each: Reservation) -> tuple[object, ...]:
+    return (
+        each.created_by,
+        each.reservation_id,
+        each.state,
+        each.committed,
+        each.released,
+        each.expired,
+        each.refunded,
+        each.expire_time_us,
+        each.commit_amount,
+        each.commit_late,
+        each.revision,
+    )
+
+
+def _journal_entry(entry: Entry) -> journal.Entry:
+    body: dict[str, Any] = {"balance": entry.balance, "held": entry.held}
+    if entry.balance_change:
+        body["balance_change"] = entry.balance_change
+    if entry.held_change:
+        body["held_change"] = entry.held_change
+    if entry.counterparty:
+        body["counterparty"] = entry.counterparty
+    if entry.created_by:
+        body["created_by"] = entry.created_by
+    if entry.reservation_id:
+        body["reservation_id"] = entry.reservation_id
+    if entry.key:
+        body["key"] = entry.key
+    if entry.facts:
+        body["facts"] = entry.facts
+    return journal.Entry(entry.kind, entry.actor, entry.account_id, entry.previous, _encode(body))
+
+
+def entry_of(row: journal.Row) -> Entry:
+    """Reads a row of the journal back as the entry that it was written from."""
+    body = json.loads(row.body)
+    return Entry(
+        row.kind,
+        row.actor,
+        row.subject,
+        row.previous,
+        body.get("balance_change", 0),
+        body.get("held_change", 0),
+        body["balance"],
+        body["held"],
+        body.get("counterparty", ""),
+        body.get("created_by", ""),
+        body.get("reservation_id", ""),
+        body.get("key", ""),
+        body.get("facts", {}),
+    )
