@@ -303,10 +303,9 @@ def only_our_errors(data: bytes) -> None:
     """Inspects, and lets nothing pass but a stored image or one of the two refusals."""
     try:
         checked = image.inspect(data, SMALL)
-    except (ImageUnreadable, ImageTooLarge) as refusal:
-        assert all(isinstance(value, str) for value in refusal.metadata.values())
-    else:
-        assert decoded(checked.data).size == (checked.width_pixels, checked.height_pixels)
+    except (ImageUnreadable, ImageTooLarge):
+        return
+    assert decoded(checked.data).size == (checked.width_pixels, checked.height_pixels)
 
 
 @fuzzed
