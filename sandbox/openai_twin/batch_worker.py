@@ -66,6 +66,8 @@ class BatchWorker:
         """Goes on with every batch of the folder that has not ended."""
         for batch in self._folder.batches.values():
             if not batch.ended:
+                # Counts are saved with each state and answers one by one, so the answers know better.
+                _count(batch, self._folder.read_answers(batch.id))
                 self.add(batch)
 
     def add(self, batch: Batch) -> None:
@@ -144,9 +146,7 @@ class BatchWorker:
 
     async def _answer_lines(self, batch: Batch) -> None:
         """Answers every line that has no answer yet; ends early when the batch is cancelled or its 24 hours pass."""
-        done = {answer["line"]: answer["ok"] for answer in await asyncio.to_thread(self._folder.read_answers, batch.id)}
-        batch.completed = sum(done.values())
-        batch.failed = len(done) - batch.completed
+        done = {answer["line"] for answer in await asyncio.to_thread(self._folder.read_answers, batch.id)}
         with self._folder.open_answers(batch.id) as answers:
             async with asyncio.TaskGroup() as group:
                 for number, raw in _lines(self._folder.link_input(batch)):
@@ -205,8 +205,7 @@ class BatchWorker:
     def _all_answers(self, batch: Batch, status: Status) -> list[Json]:
         """One answer for every line, in an order that only the seed knows; counts and usage are noted on the way."""
         answers = self._folder.read_answers(batch.id)
-        batch.completed = sum(answer["ok"] for answer in answers)
-        batch.failed = len(answers) - batch.completed
+        _count(batch, answers)
         batch.usage = _usage(answer["record"] for answer in answers if answer["ok"])
         if status != "completed" and "in_progress_at" in batch.reached:
             answers += self._unfinished(batch, status, {answer["line"] for answer in answers})
@@ -262,6 +261,11 @@ def _inspect_file(path: Path, endpoint: str) -> Inspection:
         inspection.take(number, raw)
     inspection.finish()
     return inspection
+
+
+def _count(batch: Batch, answers: list[Json]) -> None:
+    batch.completed = sum(answer["ok"] for answer in answers)
+    batch.failed = len(answers) - batch.completed
 
 
 def _usage(records: Iterator[Json]) -> Json:
