@@ -1,0 +1,1 @@
+"""What a Python backend uses beside the generated stubs."""
