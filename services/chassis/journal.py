@@ -1,0 +1,140 @@
+"""The append-only journal of a service: what happened, in an order that every replica agrees on.
+
+The one row of `journal_head` is locked last in a transaction and held to its end, so revisions are handed out in the
+order in which transactions become visible: a reader that has seen revision n has seen every revision before it. Each
+row's hash covers the row and the hash before it. Each row points at the previous row of its subject, so that the
+history of a subject is a walk along the primary key and needs no index of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+from services.chassis.database import Rows, Transaction
+
+FIRST_HASH: Final = "0" * 64
+
+
+class Entry(NamedTuple):
+    """Something that happened, before it has a revision.
+
+    `previous` is the revision of the subject's newest row before this transaction, 0 for none. `body` is JSON.
+    """
+
+    kind: str
+    actor: str
+    subject: str
+    previous: int
+    body: str
+
+
+class Row(NamedTuple):
+    """A row of the journal: revisions count from 1 without gaps, `time_us` never falls, `hash` is SHA-256 in hex."""
+
+    revision: int
+    time_us: int
+    kind: str
+    actor: str
+    subject: str
+    previous: int
+    body: str
+    hash: str
+
+
+class Head(NamedTuple):
+    """The newest row's revision, hash and time; `epoch` names this life of the database."""
+
+    epoch: str
+    revision: int
+    hash: str
+    time_us: int
+
+
+async def open_head(tx: Transaction, epoch: str, now_us: int) -> Head:
+    """Starts the journal with this epoch if nobody has yet, and returns its head."""
+    await tx.run("journal_open", epoch=epoch, hash=FIRST_HASH, time_us=now_us)
+    return await read_head(tx)
+
+
+async def read_head(tx: Transaction) -> Head:
+    """The head as this transaction sees it; raises LookupError before `open_head` was ever called."""
+    return await _head(tx, "journal_head")
+
+
+async def lock_head(tx: Transaction) -> Head:
+    """The head, kept from other writers until the transaction ends: lock it after every other row."""
+    return await _head(tx, "journal_lock")
+
+
+async def _head(tx: Transaction, statement: str) -> Head:
+    row = await tx.row(statement)
+    if row is None:
+        raise LookupError("the journal has no head yet")
+    return Head(*row)
+
+
+def chain(head: Head, entries: Iterable[Entry], now_us: int) -> tuple[Head, list[Row]]:
+    """Gives entries their revisions, time and hashes; pure, so that a store knows them before it writes.
+
+    The time is the later of `now_us` and the head's. Entries of one subject point at each other: the `previous` of any
+    but the first is replaced.
+    """
+    epoch, revision, digest, time_us = head
+    time_us = max(now_us, time_us)
+    newest: dict[str, int] = {}
+    rows: list[Row] = []
+    for kind, actor, subject, before, body in entries:
+        revision += 1
+        previous = newest.get(subject, before)
+        newest[subject] = revision
+        digest = _digest(digest, revision, time_us, kind, actor, subject, previous, body)
+        rows.append(Row(revision, time_us, kind, actor, subject, previous, body, digest))
+    return Head(epoch, revision, digest, time_us), rows
+
+
+def statements(head: Head, rows: Sequence[Row]) -> list[tuple[str, Rows]]:
+    """What writes the result of `chain`, for `tx.run_all` beside a store's own statements."""
+    return [("journal_append", rows), ("journal_advance", [(head.revision, head.hash, head.time_us)])]
+
+
+async def append(tx: Transaction, head: Head, entries: Iterable[Entry], now_us: int) -> Head:
+    """Writes entries behind a head that `lock_head` gave, and returns the new head."""
+    new_head, rows = chain(head, entries, now_us)
+    if rows:
+        await tx.run_all(statements(new_head, rows))
+    return new_head
+
+
+async def read_after(tx: Transaction, revision: int, limit: int) -> list[Row]:
+    """At most `limit` rows behind a revision, oldest first."""
+    return [Row(*row) for row in await tx.rows("journal_after", revision=revision, count=limit)]
+
+
+async def walk_back(tx: Transaction, revision: int, limit: int) -> list[Row]:
+    """A subject's history: the row of this revision and those before it of the same subject, newest first."""
+    return [Row(*row) for row in await tx.rows("journal_back", revision=revision, count=limit)]
+
+
+def verify_chain(rows: Iterable[Row], previous_hash: str = FIRST_HASH) -> Row | None:
+    """The first row that does not follow from the one before it, or None when the chain holds.
+
+    `rows` are neighbours in order; `previous_hash` is that of the row before the first. Rows without gaps are checked
+    for gaps too, since a revision is part of the hash.
+    """
+    before: Row | None = None
+    for row in rows:
+        follows = before is None or (row.revision == before.revision + 1 and row.time_us >= before.time_us)
+        if not follows or row.hash != _digest(previous_hash, *row[:-1]):
+            return row
+        before, previous_hash = row, row.hash
+    return None
+
+
+def _digest(
+    previous_hash: str, revision: int, time_us: int, kind: str, actor: str, subject: str, previous: int, body: str
+) -> str:
+    # No field holds a NUL (bad input is refused at the edge and JSON escapes it), so this reads back in one way only.
+    fields = (previous_hash, str(revision), str(time_us), kind, actor, subject, str(previous), body)
+    return sha256("\0".join(fields).encode()).hexdigest()

@@ -1,0 +1,250 @@
+"""SQLite in a file: one writer connection, a few readers, each with the thread that aiosqlite gives it.
+
+A hop to such a thread costs as much as inserting thirty rows, so BEGIN rides with the first statement and `run_all`
+takes everything that a store writes in one hop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+import aiosqlite
+
+from services.chassis.errors import StoreUnavailable
+from services.chassis.sql.transaction import Conflict, Database, Row, Rows, Statement, Transaction
+
+_PRAGMAS: Final = (
+    "journal_mode = WAL",
+    # Without FULL a power cut loses acknowledged transactions, although it never corrupts the file.
+    "synchronous = FULL",
+    "foreign_keys = ON",
+    # INSERT OR REPLACE fires delete triggers only with this, and the journal refuses deletes by a trigger.
+    "recursive_triggers = ON",
+    "temp_store = MEMORY",
+    "mmap_size = 268435456",
+    "wal_autocheckpoint = 4000",
+)
+_WRITER_CACHE_KIB: Final = 65_536
+_READER_CACHE_KIB: Final = 8_192
+_CACHED_STATEMENTS: Final = 512
+_RETRIABLE: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_LOST: Final = {
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_NOMEM,
+}
+
+T = TypeVar("T")
+
+
+class _Connection(aiosqlite.Connection):
+    async def call(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Runs a function in the connection's thread: one hop, however many statements it runs."""
+        if not self._running or self._connection is None:
+            raise StoreUnavailable("the database is closed")
+        try:
+            result: T = await self._execute(function, self._connection)  # type: ignore[no-untyped-call]
+        except sqlite3.Error as error:
+            translated = _translated(error)
+            if translated is error:
+                raise
+            raise translated from error
+        return result
+
+    async def undo(self) -> None:
+        """Rolls back what is open. The thread runs calls in order, so this comes after a call that was given up."""
+        await self.call(lambda connection: connection.rollback() if connection.in_transaction else None)
+
+
+def _translated(error: sqlite3.Error) -> Exception:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _RETRIABLE:
+        return Conflict(str(error))
+    return StoreUnavailable(str(error)) if code in _LOST else error
+
+
+class _SqliteTransaction(Transaction):
+    def __init__(
+        self,
+        statements: Mapping[str, Statement],
+        connection: _Connection,
+        begin: str,
+        clock_us: Callable[[], int],
+    ) -> None:
+        super().__init__(statements)
+        self._connection = connection
+        self._begin = begin
+        self._begun = False
+        self._clock_us = clock_us
+
+    async def rows(self, name: str, /, **parameters: Any) -> list[Row]:
+        statement = self._statements[name]
+        arguments = statement.arguments(parameters)
+        return await self._call(lambda connection: connection.execute(statement.sql, arguments).fetchall())
+
+    async def run(self, name: str, /, **parameters: Any) -> int:
+        statement = self._statements[name]
+        arguments = statement.arguments(parameters)
+        return await self._call(lambda connection: connection.execute(statement.sql, arguments).rowcount)
+
+    async def run_all(self, statements: Sequence[tuple[str, Rows]], /) -> None:
+        work = [(self._statements[name], rows) for name, rows in statements]
+        batches = [(statement.sql, statement.tuples(rows)) for statement, rows in work if rows]
+
+        def run(connection: sqlite3.Connection) -> None:
+            for sql, rows in batches:
+                connection.executemany(sql, rows)
+
+        if batches:
+            await self._call(run)
+
+    async def now_us(self) -> int:
+        return self._clock_us()
+
+    async def end(self) -> None:
+        """Makes the transaction durable."""
+        self._check_usable()
+        if not self._begun:
+            return
+        try:
+            await self._connection.call(lambda connection: connection.execute("COMMIT"))
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"the outcome of the transaction is unknown: {error}") from error
+
+    async def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        self._check_usable()
+
+        def run(connection: sqlite3.Connection) -> T:
+            if not self._begun:
+                connection.execute(self._begin)
+                self._begun = True
+            return function(connection)
+
+        try:
+            return await self._connection.call(run)
+        except BaseException:
+            self._failed = True
+            raise
+
+
+class SqliteDatabase(Database):
+    """One file. Transactions queue for the one writer; readers see the last snapshot without waiting."""
+
+    dialect = "sqlite"
+
+    def __init__(
+        self,
+        statements: Mapping[str, Statement],
+        connections: Sequence[_Connection],
+        timeout_seconds: float,
+        clock_us: Callable[[], int],
+    ) -> None:
+        self._statements = statements
+        self._connections = connections
+        self._timeout_seconds = timeout_seconds
+        self._clock_us = clock_us
+        self._writer: asyncio.Queue[_Connection] = asyncio.Queue()
+        self._readers: asyncio.Queue[_Connection] = asyncio.LifoQueue()
+        self._writer.put_nowait(connections[0])
+        for reader in connections[1:]:
+            self._readers.put_nowait(reader)
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        statements: Mapping[str, Statement],
+        pool_size: int,
+        timeout_seconds: float,
+        clock_us: Callable[[], int],
+    ) -> Self:
+        """Opens a file that a migration has made; raises StoreUnavailable when there is none."""
+        connections: list[_Connection] = []
+        try:
+            for number in range(1 + pool_size):
+                connection = _Connection(partial(_opened, path, timeout_seconds, number > 0), iter_chunk_size=64)
+                await connection
+                connections.append(connection)
+        except sqlite3.Error as error:
+            for connection in connections:
+                await connection.close()
+            raise StoreUnavailable(f"cannot open {path}: {error}") from error
+        return cls(statements, connections, timeout_seconds, clock_us)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """BEGIN IMMEDIATE on the one writer: no other transaction writes between its reads and its writes."""
+        connection = await self._taken(self._writer)
+        tx = _SqliteTransaction(self._statements, connection, "BEGIN IMMEDIATE", self._clock_us)
+        try:
+            yield tx
+            await tx.end()
+        except BaseException:
+            await asyncio.shield(asyncio.wait([self._returned(self._writer, connection)]))
+            raise
+        self._writer.put_nowait(connection)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Transaction]:
+        """The snapshot that its first statement sees."""
+        connection = await self._taken(self._readers)
+        try:
+            yield _SqliteTransaction(self._statements, connection, "BEGIN", self._clock_us)
+        finally:
+            self._returned(self._readers, connection)
+
+    async def close(self) -> None:
+        """Waits for the connections that are in use, then closes all."""
+        await self._taken(self._writer)
+        for _ in self._connections[1:]:
+            await self._taken(self._readers)
+        for connection in self._connections:
+            await connection.close()
+
+    async def _taken(self, pool: asyncio.Queue[_Connection]) -> _Connection:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return await pool.get()
+        except TimeoutError as error:
+            raise Conflict("no connection came free in time") from error
+
+    def _returned(self, pool: asyncio.Queue[_Connection], connection: _Connection) -> asyncio.Future[None]:
+        """Rolls back and only then gives the connection to others, even if nobody waits for it any more."""
+        undone = asyncio.ensure_future(connection.undo())
+
+        def give_back(_: asyncio.Future[None]) -> None:
+            # A rollback fails only when SQLite has rolled back by itself, so its error has nothing to add.
+            if not undone.cancelled():
+                undone.exception()
+            pool.put_nowait(connection)
+
+        undone.add_done_callback(give_back)
+        return undone
+
+
+def _opened(path: Path, timeout_seconds: float, read_only: bool) -> sqlite3.Connection:
+    # mode=rw: a file that is missing is an error, because only a migration makes one.
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=timeout_seconds,
+        isolation_level=None,
+        cached_statements=_CACHED_STATEMENTS,
+        check_same_thread=False,
+    )
+    connection.row_factory = sqlite3.Row
+    cache_kib = _READER_CACHE_KIB if read_only else _WRITER_CACHE_KIB
+    for pragma in (*_PRAGMAS, f"cache_size = -{cache_kib}", f"query_only = {int(read_only)}"):
+        connection.execute(f"PRAGMA {pragma}").fetchall()
+    return connection
