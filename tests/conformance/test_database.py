@@ -1,0 +1,379 @@
+"""What `services.chassis.database` promises, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from services.chassis.database import Conflict, Database, connect, dialect_of, migrate, pending, schema_version
+from services.chassis.errors import StoreUnavailable
+from services.chassis.sql.transaction import load_statements
+from tests.databases import CHASSIS_MIGRATIONS
+
+UP = """-- migrate:up
+CREATE TABLE coins (
+    name TEXT PRIMARY KEY,
+    count BIGINT NOT NULL CONSTRAINT coins_count_check CHECK (count >= 0)
+);
+-- migrate:down
+DROP TABLE coins;
+"""
+SQL = """
+-- name: insert_coin(name, count)!
+INSERT INTO coins (name, count) VALUES (:name, :count);
+
+-- name: add_coins(count, name)!
+UPDATE coins SET count = count + :count WHERE name = :name;
+
+-- name: coins()
+SELECT name, count FROM coins ORDER BY name;
+
+-- name: coin(name)^
+SELECT name, count FROM coins WHERE name = :name {lock};
+
+-- name: take_coin(name)
+DELETE FROM coins WHERE name = :name RETURNING count;
+
+-- name: misspelt()
+SELECT nothing FROM nowhere;
+"""
+BROKEN_CONSTRAINT = (sqlite3.IntegrityError, asyncpg.CheckViolationError)
+WRONG_SQL = (sqlite3.OperationalError, asyncpg.UndefinedTableError)
+
+
+@pytest.fixture
+def migrations(tmp_path: Path) -> Path:
+    for dialect in ("sqlite", "postgres"):
+        (tmp_path / "migrations" / dialect).mkdir(parents=True)
+        (tmp_path / "migrations" / dialect / "0001_coins.sql").write_text(UP)
+    return tmp_path / "migrations"
+
+
+@pytest.fixture
+def sql_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "sql"
+    folder.mkdir()
+    (folder / "sqlite.sql").write_text(SQL.format(lock=""))
+    (folder / "postgres.sql").write_text(SQL.format(lock="FOR UPDATE"))
+    return folder
+
+
+@pytest.fixture
+async def database(database_url: str, migrations: Path, sql_folder: Path) -> AsyncIterator[Database]:
+    migrate(database_url, migrations)
+    async with await connect(database_url, [sql_folder], timeout_seconds=5) as database:
+        yield database
+
+
+async def coins(database: Database) -> list[tuple[str, int]]:
+    async with database.reading() as tx:
+        return [(name, count) for name, count in await tx.rows("coins")]
+
+
+async def test_a_transaction_keeps_what_it_wrote(database: Database):
+    async with database.transaction() as tx:
+        assert await tx.run("insert_coin", name="penny", count=1) == 1
+        assert await tx.run("add_coins", name="penny", count=2) == 1
+        assert await tx.run("add_coins", name="pound", count=2) == 0
+
+    assert await coins(database) == [("penny", 3)]
+
+
+async def test_an_exception_undoes_the_transaction(database: Database):
+    with pytest.raises(KeyError):
+        async with database.transaction() as tx:
+            await tx.run("insert_coin", name="penny", count=1)
+            raise KeyError
+
+    assert await coins(database) == []
+
+
+async def test_a_row_reads_by_name_by_place_and_like_a_tuple(database: Database):
+    async with database.transaction() as tx:
+        await tx.run("insert_coin", name="penny", count=1)
+        row = await tx.row("coin", name="penny")
+        nothing = await tx.row("coin", name="pound")
+
+    assert row is not None
+    assert (row["name"], row[1], tuple(row)) == ("penny", 1, ("penny", 1))
+    assert nothing is None
+
+
+async def test_rows_returns_what_a_returning_clause_gives(database: Database):
+    async with database.transaction() as tx:
+        await tx.run("insert_coin", name="penny", count=7)
+        (row,) = await tx.rows("take_coin", name="penny")
+
+    assert row["count"] == 7
+    assert await coins(database) == []
+
+
+async def test_run_all_takes_tuples_in_the_order_of_the_name_line_or_mappings(database: Database):
+    async with database.transaction() as tx:
+        await tx.run_many("insert_coin", [("penny", 1), ("pound", 2)])
+        await tx.run_many("insert_coin", [])
+        await tx.run_all(
+            [
+                ("insert_coin", [{"count": 3, "name": "groat"}]),
+                ("add_coins", [(10, "penny"), (20, "groat")]),
+            ]
+        )
+
+    assert await coins(database) == [("groat", 23), ("penny", 11), ("pound", 2)]
+
+
+async def test_a_statement_takes_exactly_its_parameters(database: Database):
+    async with database.transaction() as tx:
+        with pytest.raises(TypeError, match="insert_coin|name"):
+            await tx.run("insert_coin", name="penny")
+        with pytest.raises(KeyError):
+            await tx.run("insert_coin", name="penny", amount=1)
+
+
+async def test_a_broken_constraint_passes_unchanged_and_nothing_is_kept(database: Database):
+    with pytest.raises(BROKEN_CONSTRAINT):
+        async with database.transaction() as tx:
+            await tx.run("insert_coin", name="pound", count=1)
+            await tx.run("insert_coin", name="penny", count=-1)
+
+    assert await coins(database) == []
+
+
+async def test_wrong_sql_is_not_taken_for_a_lost_database(database: Database):
+    with pytest.raises(WRONG_SQL):
+        async with database.transaction() as tx:
+            await tx.rows("misspelt")
+
+
+async def test_an_error_that_is_swallowed_does_not_let_the_rest_through(database: Database):
+    with pytest.raises(RuntimeError, match="has failed"):
+        async with database.transaction() as tx:
+            await tx.run("insert_coin", name="pound", count=1)
+            with pytest.raises(BROKEN_CONSTRAINT):
+                await tx.run("insert_coin", name="penny", count=-1)
+
+    assert await coins(database) == []
+
+
+async def test_a_reader_keeps_its_snapshot_while_others_write(database: Database):
+    async with database.reading() as before:
+        assert await before.rows("coins") == []
+        async with database.transaction() as tx:
+            await tx.run("insert_coin", name="penny", count=1)
+        assert await before.rows("coins") == []
+
+    assert await coins(database) == [("penny", 1)]
+
+
+async def test_a_reader_cannot_write(database: Database):
+    with pytest.raises((sqlite3.OperationalError, asyncpg.ReadOnlySQLTransactionError, StoreUnavailable)):
+        async with database.reading() as tx:
+            await tx.run("insert_coin", name="penny", count=1)
+
+    assert await coins(database) == []
+
+
+async def test_concurrent_transactions_lose_no_update(database: Database):
+    async with database.transaction() as tx:
+        await tx.run("insert_coin", name="penny", count=0)
+
+    async def add_one() -> None:
+        async with database.transaction() as tx:
+            row = await tx.row("coin", name="penny")
+            assert row is not None
+            await tx.run("add_coins", name="penny", count=1)
+
+    await asyncio.gather(*(add_one() for _ in range(20)))
+
+    assert await coins(database) == [("penny", 20)]
+
+
+async def test_a_task_cancelled_within_a_transaction_leaves_it_undone_and_the_door_open(database: Database):
+    for steps in range(12):
+        task = asyncio.create_task(insert_and_wait(database))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+        async with database.transaction() as tx:
+            assert await tx.rows("coins") == []
+
+
+async def insert_and_wait(database: Database) -> None:
+    async with database.transaction() as tx:
+        await tx.run_many("insert_coin", [(f"coin-{n}", n) for n in range(100)])
+        await asyncio.Event().wait()
+
+
+async def test_a_task_cancelled_twice_still_gives_its_connection_back_clean(database: Database):
+    task = asyncio.create_task(insert_and_wait(database))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    async with database.transaction() as tx:
+        assert await tx.rows("coins") == []
+
+
+async def test_a_connection_that_comes_free_too_late_is_a_conflict_or_an_unavailable_store(
+    database_url: str, migrations: Path, sql_folder: Path
+):
+    migrate(database_url, migrations)
+    async with await connect(database_url, [sql_folder], pool_size=1, timeout_seconds=0.05) as database:
+        async with database.transaction() as tx:
+            await tx.now_us()
+            with pytest.raises(StoreUnavailable):
+                async with database.transaction():
+                    pass
+
+
+async def test_a_closed_database_is_unavailable(database_url: str, migrations: Path, sql_folder: Path):
+    migrate(database_url, migrations)
+    database = await connect(database_url, [sql_folder], timeout_seconds=0.2)
+    await database.close()
+    with pytest.raises(StoreUnavailable):
+        async with database.transaction() as tx:
+            await tx.rows("coins")
+
+
+async def test_now_is_the_databases_time(database: Database):
+    async with database.transaction() as tx:
+        first, second = await tx.now_us(), await tx.now_us()
+
+    assert 1_700_000_000_000_000 < first <= second < 5_000_000_000_000_000
+
+
+async def test_migrations_apply_once_and_tell_what_is_pending(
+    database_url: str, migrations: Path, sql_folder: Path, database: Database
+):
+    migrate(database_url, migrations)
+    assert (await schema_version(database), await pending(database, migrations)) == ("0001", [])
+
+    for dialect in ("sqlite", "postgres"):
+        (migrations / dialect / "0002_more.sql").write_text(UP.replace("coins", "notes"))
+    assert await pending(database, migrations) == ["0002_more.sql"]
+
+    migrate(database_url, migrations)
+    assert (await schema_version(database), await pending(database, migrations)) == ("0002", [])
+
+
+async def test_everything_is_pending_on_an_empty_database(postgres_url: str):
+    async with await connect(postgres_url, []) as database:
+        assert await schema_version(database) == ""
+        assert await pending(database, CHASSIS_MIGRATIONS) == ["0001_chassis.sql"]
+
+
+def test_a_broken_migration_says_what_is_wrong(database_url: str, migrations: Path):
+    (migrations / dialect_of(database_url) / "0002_broken.sql").write_text(
+        "-- migrate:up\nCREATE TABEL x;\n-- migrate:down\n"
+    )
+    with pytest.raises(StoreUnavailable) as caught:
+        migrate(database_url, migrations)
+
+    assert "TABEL" in caught.value.detail
+
+
+async def test_there_is_no_database_before_a_migration(tmp_path: Path):
+    with pytest.raises(StoreUnavailable):
+        await connect(f"sqlite:{tmp_path}/missing.db", [])
+    with pytest.raises(StoreUnavailable):
+        await connect(f"postgres://nobody@/nothing?host={tmp_path}", [], timeout_seconds=1)
+
+
+async def test_a_second_process_that_writes_is_a_conflict(tmp_path: Path, migrations: Path, sql_folder: Path):
+    url = f"sqlite:{tmp_path}/shared.db"
+    migrate(url, migrations)
+    async with await connect(url, [sql_folder], timeout_seconds=0.05) as database:
+        other = sqlite3.connect(tmp_path / "shared.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Conflict):
+            async with database.transaction() as tx:
+                await tx.run("insert_coin", name="penny", count=1)
+        other.close()
+
+        async with database.transaction() as tx:
+            await tx.run("insert_coin", name="penny", count=1)
+
+
+async def test_two_replicas_that_insert_one_key_are_a_conflict(postgres_url: str, migrations: Path, sql_folder: Path):
+    migrate(postgres_url, migrations)
+    async with await connect(postgres_url, [sql_folder]) as database:
+        async with database.transaction() as tx:
+            await tx.run("insert_coin", name="penny", count=1)
+        with pytest.raises(Conflict):
+            async with database.transaction() as tx:
+                await tx.run("insert_coin", name="penny", count=1)
+
+
+async def test_a_lost_connection_is_an_unavailable_store_and_the_next_one_works(
+    postgres_url: str, migrations: Path, sql_folder: Path
+):
+    migrate(postgres_url, migrations)
+    async with await connect(postgres_url, [sql_folder], pool_size=1) as database:
+        with pytest.raises(StoreUnavailable):
+            async with database.transaction() as tx:
+                await tx.run("insert_coin", name="penny", count=1)
+                await kill_connections(postgres_url)
+                # The transaction's end finds the connection gone: whether it was durable, nobody can tell.
+        assert await coins(database) == []
+
+
+async def kill_connections(url: str) -> None:
+    admin = await asyncpg.connect(url)
+    await admin.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+        "AND datname = current_database()"
+    )
+    await admin.close()
+
+
+async def test_a_statement_that_takes_too_long_is_an_unavailable_store(
+    postgres_url: str, migrations: Path, sql_folder: Path
+):
+    migrate(postgres_url, migrations)
+    async with (
+        await connect(postgres_url, [sql_folder]) as patient,
+        await connect(postgres_url, [sql_folder], timeout_seconds=0.2) as hasty,
+    ):
+        async with patient.transaction() as tx:
+            await tx.run("insert_coin", name="penny", count=1)
+        async with patient.transaction() as tx:
+            await tx.row("coin", name="penny")
+            with pytest.raises(StoreUnavailable):
+                async with hasty.transaction() as late:
+                    await late.row("coin", name="penny")
+        assert await coins(hasty) == [("penny", 1)]
+
+
+def test_both_dialects_name_the_same_statements_with_the_same_parameters():
+    folder = Path("services/chassis/sql")
+    signatures = [
+        {name: statement.parameters for name, statement in load_statements([folder], dialect).items()}
+        for dialect in ("sqlite", "postgres")
+    ]
+
+    # SQLite has no clock of its own: the process's is as good.
+    assert signatures[0] | {"clock_us": ()} == signatures[1]
+
+
+def test_two_folders_may_not_use_one_name(sql_folder: Path, tmp_path: Path):
+    shutil.copytree(sql_folder, tmp_path / "again")
+    with pytest.raises(ValueError, match="two statements are named"):
+        load_statements([sql_folder, tmp_path / "again"], "sqlite")
+
+
+@pytest.mark.parametrize("url", ["mysql://x", "wallet.db", ""])
+def test_other_databases_are_refused(url: str):
+    with pytest.raises(ValueError, match="a database URL starts with"):
+        dialect_of(url)
