@@ -1,0 +1,218 @@
+"""A batch's life and what its provider's words mean, as pure functions.
+
+    PLANNED ── freeze ──► SUBMITTING ── adopt ──► RUNNING ── end ──► INGESTING ── close ──► CLOSED
+       ▲  │                   │
+       │  └─► CLOSED          └── abandon: nothing was bought ──► PLANNED
+       └──────────────────────────┘
+
+Membership is frozen from SUBMITTING on: the input file can be built again, byte for byte, from the rows. Each try to buy
+the batch is a submission, numbered from 1:
+
+    OPEN ──► ADOPTED     the provider has the batch, under the id that is written down
+      └────► ABANDONED   it has not, and never will have: the input file is gone and the list has been read
+
+A submission in doubt is closed by `next_step`, in this order: look for it; delete its input file, so that a late create
+names a file that is gone; let `settle_us` pass; look again; adopt what was found or abandon. Without an input file no
+create can have happened. What the provider may do, and why the order is this, is in facts of its API: a create carries no
+idempotency key, and a lost answer may hide a paid batch.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import NamedTuple
+
+from services.batcher.job import Failure
+
+BASE64_GROWTH = 4 / 3
+LINE_OVERHEAD_BYTES = 1024
+URL_BYTES = 1024
+LOOK_BACK_US = 3600 * 1_000_000
+
+
+class State(StrEnum):
+    """Where a batch stands."""
+
+    PLANNED = "PLANNED"
+    SUBMITTING = "SUBMITTING"
+    RUNNING = "RUNNING"
+    INGESTING = "INGESTING"
+    CLOSED = "CLOSED"
+
+
+class SubmissionState(StrEnum):
+    """Where a try to buy a batch stands."""
+
+    OPEN = "OPEN"
+    ADOPTED = "ADOPTED"
+    ABANDONED = "ABANDONED"
+
+
+class Counts(NamedTuple):
+    """How far the provider is, in lines."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class Batch(NamedTuple):
+    """Jobs of one model that are bought together. `problem` is why it stands still and needs a person, or empty."""
+
+    batch_id: str
+    model: str
+    state: State
+    jobs: int
+    create_time_us: int
+    update_time_us: int
+    not_before_us: int
+    submission: int
+    provider_batch_id: str
+    provider_state: str
+    total: int
+    completed: int
+    failed: int
+    output_file_id: str
+    error_file_id: str
+    cancel_sent: bool
+    problem: str
+    last_revision: int
+
+
+class Submission(NamedTuple):
+    """One try to buy a batch. doubt_time_us: when its input file was deleted, 0 while it was not."""
+
+    batch_id: str
+    attempt: int
+    intent_id: str
+    provider_identity: str
+    input_file_id: str
+    provider_batch_id: str
+    state: SubmissionState
+    create_time_us: int
+    doubt_time_us: int
+
+
+class Step(StrEnum):
+    """What brings a submission in doubt nearer to its end."""
+
+    HOLD = "HOLD"
+    ABANDON = "ABANDON"
+    DELETE_INPUT = "DELETE_INPUT"
+    WAIT = "WAIT"
+
+
+class Verdict(NamedTuple):
+    """What becomes of all jobs of a batch that the provider refused after its create. wait: try again later."""
+
+    wait: bool
+    failure: Failure
+
+
+WAITING_CODES = frozenset({"token_limit_exceeded"})
+"""Codes of a failed batch that say "not now": the provider's queue of tokens is full, which it notices after the create."""
+
+ENDED = frozenset({"completed", "expired", "cancelled", "failed"})
+"""The provider's words for a batch that will not change any more."""
+
+
+def plan(batch_id: str, model: str, jobs: int, now_us: int) -> Batch:
+    """A new batch."""
+    return Batch(batch_id, model, State.PLANNED, jobs, now_us, now_us, 0, 0, "", "", jobs, 0, 0, "", "", False, "", 0)
+
+
+def freeze(batch: Batch, jobs: int, now_us: int) -> Batch:
+    """Opens the next submission with the members that are left."""
+    return batch._replace(
+        state=State.SUBMITTING,
+        jobs=jobs,
+        total=jobs,
+        submission=batch.submission + 1,
+        update_time_us=now_us,
+        problem="",
+    )
+
+
+def adopt(batch: Batch, provider_batch_id: str, now_us: int) -> Batch:
+    """The provider has the batch."""
+    return batch._replace(
+        state=State.RUNNING,
+        provider_batch_id=provider_batch_id,
+        provider_state="validating",
+        update_time_us=now_us,
+        problem="",
+    )
+
+
+def abandon(batch: Batch, not_before_us: int, now_us: int) -> Batch:
+    """The provider has not got the batch: it is tried again, not before the given time."""
+    return batch._replace(state=State.PLANNED, not_before_us=not_before_us, update_time_us=now_us)
+
+
+def progress(batch: Batch, provider_state: str, counts: Counts, now_us: int) -> Batch | None:
+    """What the provider says now, or None when it says nothing new. Its total is 0 until it has read the file."""
+    total = counts.total or batch.total
+    if (provider_state, total, counts.completed, counts.failed) == (
+        batch.provider_state,
+        batch.total,
+        batch.completed,
+        batch.failed,
+    ):
+        return None
+    return batch._replace(
+        provider_state=provider_state,
+        total=total,
+        completed=counts.completed,
+        failed=counts.failed,
+        update_time_us=now_us,
+    )
+
+
+def end(batch: Batch, output_file_id: str | None, error_file_id: str | None, now_us: int) -> Batch:
+    """The provider is done. A file's id may come as null or as an empty string: both mean that there is none."""
+    return batch._replace(
+        state=State.INGESTING,
+        output_file_id=output_file_id or "",
+        error_file_id=error_file_id or "",
+        update_time_us=now_us,
+    )
+
+
+def close(batch: Batch, now_us: int) -> Batch:
+    """Every member has its outcome."""
+    return batch._replace(state=State.CLOSED, update_time_us=now_us, problem="")
+
+
+def next_step(submission: Submission, provider_identity: str, settle_us: int, now_us: int) -> Step:
+    """What to do with an open submission whose batch was just looked for and not found."""
+    if not submission.input_file_id:
+        return Step.ABANDON
+    if submission.provider_identity != provider_identity:
+        return Step.HOLD
+    if not submission.doubt_time_us:
+        return Step.DELETE_INPUT
+    return Step.ABANDON if now_us >= submission.doubt_time_us + settle_us else Step.WAIT
+
+
+def judge(errors: list[tuple[str, str]]) -> Verdict:
+    """What the (code, message) pairs of a batch that `failed` mean for its jobs."""
+    for code, message in errors:
+        if code in WAITING_CODES:
+            return Verdict(True, Failure(code, message))
+    code, message = errors[0] if errors else ("", "")
+    return Verdict(False, Failure(code or "provider_error", message or "The provider refused the batch."))
+
+
+def is_complete(counts: Counts, lines: int) -> bool:
+    """Whether the files hold as many lines as the provider counted, so that what is missing is missing for good."""
+    return lines >= counts.completed + counts.failed
+
+
+def line_bytes(request_bytes: int, image_bytes: int, inline: bool) -> int:
+    """How large a job's line of the input file becomes at most. The image travels in it as base64, or as an address."""
+    image = int(image_bytes * BASE64_GROWTH) + 4 if inline else URL_BYTES
+    return LINE_OVERHEAD_BYTES + request_bytes + image
+
+
+def metadata(batch_id: str, intent_id: str) -> Mapping[str, str]:
+    """The tags that a batch carries at the provider: the only thing by which a lost create can be found again."""
+    return {"intent_id": intent_id, "batch_id": batch_id}

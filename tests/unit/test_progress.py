@@ -1,0 +1,37 @@
+"""What a waiting job is said to wait for."""
+
+from services.batcher import batch as batches
+from services.batcher.job import Lane, State
+from services.batcher.progress import waiting_for
+from tests.unit.test_job import job
+
+NOON_US = 1_795_521_600_000_000  # 2026-11-24 12:00:00 UTC
+NEXT_US = NOON_US + 300_000_000
+
+
+def test_each_state_has_its_sentence():
+    planned = batches.plan("b1", "m", 6, NOON_US)
+    running = batches.adopt(planned, "batch_1", NOON_US)._replace(provider_state="in_progress", completed=2, failed=1)
+    cases = [
+        (job(State.ADMITTING), None, "the wallet to answer"),
+        (job(State.QUEUED), None, "next cycle at 12:05:00Z"),
+        (job(State.QUEUED, not_before_us=NOON_US + 60_000_000), None, "provider limit until 12:01:00Z"),
+        (job(State.BATCHED), planned, "its batch to be submitted"),
+        (
+            job(State.BATCHED),
+            planned._replace(not_before_us=NEXT_US),
+            "the provider to take its batch, again at 12:05:00Z",
+        ),
+        (job(State.BATCHED), batches.freeze(planned, 6, NOON_US), "the provider to take its batch"),
+        (job(State.RUNNING), running, "the provider (in_progress, 3 of 6 done)"),
+        (job(State.RUNNING), batches.end(running, "f", "", NOON_US), "its batch's answers to be stored"),
+        (
+            job(State.RUNNING),
+            running._replace(problem="the provider has lost it"),
+            "an operator: the provider has lost it",
+        ),
+        (job(State.RUNNING, lane=Lane.INSTANT), None, "the provider's answer (try 1)"),
+        (job(State.SUCCEEDED), running, ""),
+    ]
+    for waiting, batch, sentence in cases:
+        assert waiting_for(waiting, batch, NEXT_US, NOON_US) == sentence
