@@ -1,8 +1,4 @@
-"""Both databases, for suites that hold on either: `async def test_something(database_url): ...` runs twice.
-
-async with opened(database_url, Path("services/wallet")) as database:
-    ...
-"""
+"""Both databases: `async def test_something(database_url): ...` runs on SQLite and again on PostgreSQL."""
 
 from __future__ import annotations
 
