@@ -289,14 +289,15 @@ def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
 
 def _options(settings: ServerSettings) -> list[tuple[str, int]]:
     """Channel arguments; each default of grpc's that we change has bitten somebody."""
+    streams_max = settings.concurrent_calls_max + settings.concurrent_streams_max + PENDING_REQUESTS_MAX
     return [
         # On Linux two processes may otherwise share a port, and a stale one eats half of the calls.
         ("grpc.so_reuseport", 0),
         # Beyond 1,000 waiting calls grpc refuses at random, and a restart makes 10,000 watchers reconnect at once.
         ("grpc.server.max_pending_requests", PENDING_REQUESTS_MAX),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_REQUESTS_MAX),
-        # Our own limits refuse with a reason; this one, per connection, would let calls hang in the client.
-        ("grpc.max_concurrent_streams", settings.concurrent_calls_max + settings.concurrent_streams_max),
+        # Our own limits refuse with a reason; at this one, per connection, calls would hang in the client.
+        ("grpc.max_concurrent_streams", streams_max),
         ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
         ("grpc.max_metadata_size", METADATA_BYTES_MAX),
         # Clients may ping each 10 s (grpc's default kills who pings twice in 5 minutes), and we find dead watchers.

@@ -1,0 +1,114 @@
+"""services.chassis.logs"""
+
+import io
+import json
+import logging
+import threading
+
+import pytest
+
+from services.chassis import logs
+
+
+@pytest.fixture
+def stream():
+    yield io.StringIO()
+    logs.close()
+
+
+def lines(stream):
+    logs.close()
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_a_line_is_json_that_starts_with_time_level_and_event(stream):
+    logs.configure(stream=stream)
+    logs.get_logger("here").info("something_happened", job_id="cat-1")
+
+    (line,) = lines(stream)
+    assert list(line)[:3] == ["time", "level", "event"]
+    assert line["time"].endswith("Z")
+    assert {**line, "time": ""} == {
+        "time": "", "level": "info", "event": "something_happened", "module": "here", "job_id": "cat-1"
+    }  # fmt: skip
+
+
+def test_lines_below_the_level_are_not_written(stream):
+    logs.configure("WARNING", stream=stream)
+    log = logs.get_logger("here")
+    log.info("quiet")
+    log.warning("loud")
+
+    assert [line["event"] for line in lines(stream)] == ["loud"]
+
+
+def test_an_exception_is_written_with_its_traceback(stream):
+    logs.configure(stream=stream)
+    logs.get_logger("here").error("failed", exc_info=ValueError("why"))
+
+    assert "ValueError: why" in lines(stream)[0]["exception"]
+
+
+def test_what_libraries_log_takes_the_same_way(stream):
+    logs.configure(stream=stream)
+    logging.getLogger("library").warning("careful: %d", 7)
+
+    assert [(line["module"], line["event"]) for line in lines(stream)] == [("library", "careful: 7")]
+
+
+def test_lines_of_a_call_carry_its_fields_and_add_to_them(stream):
+    logs.configure(stream=stream)
+    fields = {"request_id": "r-1"}
+
+    def call():
+        logs.begin_call(fields)
+        logs.annotate(job_id="cat-1")
+        logs.get_logger("here").info("inside")
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+    assert fields == {"request_id": "r-1", "job_id": "cat-1"}
+    assert lines(stream)[0]["request_id"] == "r-1"
+
+
+def test_outside_of_a_call_annotating_does_nothing():
+    logs.annotate(job_id="cat-1")
+
+
+def test_too_many_lines_are_dropped_and_counted_rather_than_waited_for(stream, monkeypatch):
+    monkeypatch.setattr(logs, "LINES_WAITING_MAX", 3)
+    monkeypatch.setattr(logs, "GATHER_SECONDS", 60)
+    logs.configure(stream=stream)
+    for number in range(10):
+        logs.put({"level": "info", "event": str(number)})
+
+    written = lines(stream)
+    assert [line["event"] for line in written] == ["0", "1", "2", "log_lines_dropped"]
+    assert written[-1]["lines"] == 7
+
+
+def test_a_closed_stream_does_not_stop_the_service(stream):
+    logs.configure(stream=stream)
+    stream.close()
+    logs.put({"level": "info", "event": "lost"})
+    logs.close()
+
+
+def test_on_a_terminal_lines_are_for_people():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    logs.configure(stream=terminal)
+    logs.get_logger("here").info("hello", job_id="cat-1")
+    logs.close()
+
+    assert "hello" in terminal.getvalue()
+    assert not terminal.getvalue().startswith("{")
+
+
+def test_before_logs_are_configured_lines_vanish():
+    logs.put({"level": "info", "event": "nobody listens"})
