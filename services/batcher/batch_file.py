@@ -12,11 +12,11 @@ trusts a result: its texts are made fit for every store (no NUL, no half of a su
 import json
 from base64 import b64encode
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from services.batcher.job import Answer
 
-ENDPOINT = "/v1/chat/completions"
+ENDPOINT: Final = "/v1/chat/completions"
 CODE_CHARS_MAX = 64
 MESSAGE_CHARS_MAX = 512
 COUNT_MAX = 2**53
@@ -30,9 +30,6 @@ RETRYABLE_CODES = frozenset(
         "server_error",
         "internal_error",
         "rate_limit_exceeded",
-        # The provider downloads the image when the line runs; a slow moment of ours comes back as a bad address.
-        "invalid_image_url",
-        "image_download_timeout",
     }
 )
 
@@ -128,11 +125,12 @@ def read_failure(status: int | None, error: object) -> LineFailure:
     code = _field(error, "code") or _field(error, "type") or (f"http_{status}" if status else "provider_error")
     code = _clean(str(code))[:CODE_CHARS_MAX]
     message = _clean(str(_field(error, "message") or "The provider gave no reason."))[:MESSAGE_CHARS_MAX]
+    # The provider downloads images when a line runs: a slow moment of the image's server comes back as a 400 of a bad
+    # address, which only its words tell from an address that is none.
+    transient = code in RETRYABLE_CODES or "download" in message.lower()
     if status is None:
-        retryable = code in RETRYABLE_CODES or code == "provider_error"
-    else:
-        retryable = code in RETRYABLE_CODES or status in RETRYABLE_STATUSES or status >= 500
-    return LineFailure(code, message, retryable)
+        return LineFailure(code, message, transient or code == "provider_error")
+    return LineFailure(code, message, transient or status in RETRYABLE_STATUSES or status >= 500)
 
 
 def _outcome(response: object, error: object) -> Answer | LineFailure:

@@ -110,7 +110,16 @@ def test_unusual_answers_are_answers(body: dict[str, Any], expected: Answer) -> 
         ({"status_code": 429, "body": {"error": {"code": "rate_limit_exceeded"}}}, None, "rate_limit_exceeded", True),
         ({"status_code": 500, "body": {"error": {"code": None, "type": "server_error"}}}, None, "server_error", True),
         ({"status_code": 503, "body": None}, None, "http_503", True),
-        ({"status_code": 400, "body": {"error": {"code": "invalid_image_url"}}}, None, "invalid_image_url", True),
+        ({"status_code": 400, "body": {"error": {"code": "invalid_image_url"}}}, None, "invalid_image_url", False),
+        (
+            {
+                "status_code": 400,
+                "body": {"error": {"code": "invalid_image_url", "message": "Timeout while downloading"}},
+            },
+            None,
+            "invalid_image_url",
+            True,
+        ),
         ({"status_code": 400, "body": {"error": {"code": "invalid_image"}}}, None, "invalid_image", False),
         ({"status_code": 404, "body": {"error": {"code": "model_not_found"}}}, None, "model_not_found", False),
         ({"status_code": 200, "body": {}}, None, "invalid_response", True),

@@ -1,0 +1,290 @@
+"""OpenAI's Files, Batch and Chat Completions APIs, through the `openai` client; every error gets one of four names.
+
+    ProviderRefused   a definite no; permanent says that the same request will never be taken
+    ProviderBusy      a definite "not now": nothing was done, come back after retry_after_seconds
+    ProviderMissing   the batch or file is not there, for this key
+    ProviderDoubt     nobody knows whether it was done: a timeout, a connection lost after sending, a 5xx, garble
+
+A create has no idempotency key at this provider, so that a retry may buy a second batch: the client's own retries are
+off everywhere, and each call has a limit on the whole of its time. Files are streamed in both directions.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI, OpenAIError
+from openai.types import Batch
+
+from services.batcher import batch_file
+from services.batcher.job import Answer
+
+CHUNK_BYTES = 1024 * 1024
+PAGE_BATCHES = 100
+PAGES_MAX = 200
+EXPIRES_SECONDS_MIN = 3600
+EXPIRES_SECONDS_MAX = 30 * 24 * 3600
+BUSY_SECONDS = 10.0
+BUSY_SECONDS_MAX = 3600.0
+MESSAGE_CHARS_MAX = 512
+
+# Raised before the request has left us, so that nothing can have been done.
+_NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+
+
+class ProviderError(Exception):
+    """The base of the four."""
+
+
+class ProviderRefused(ProviderError):
+    """A definite no. code: a word for programs. permanent: no patience helps, as the request itself is at fault."""
+
+    def __init__(self, code: str, message: str, *, permanent: bool) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.permanent = permanent
+
+
+class ProviderBusy(ProviderError):
+    """Not now, and nothing was done."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ProviderMissing(ProviderError):
+    """There is no such batch or file, or this key may not see it."""
+
+
+class ProviderDoubt(ProviderError):
+    """Whether it was done is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderBatch:
+    """A batch as the provider shows it. created_at: seconds since the epoch; errors: (code, message) of one refused."""
+
+    id: str
+    status: str
+    input_file_id: str
+    output_file_id: str | None
+    error_file_id: str | None
+    total: int
+    completed: int
+    failed: int
+    metadata: Mapping[str, str]
+    created_at: int
+    errors: Sequence[tuple[str, str]]
+
+
+class OpenAIApi:
+    """The provider. base_url, organization and project: None for the client's own defaults."""
+
+    def __init__(
+        self,
+        api_key: str,
+        *,
+        base_url: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        timeout_seconds: float = 30.0,
+        transfer_timeout_seconds: float = 900.0,
+    ) -> None:
+        self._api_key = api_key
+        self._timeout_seconds = timeout_seconds
+        self._transfer_timeout_seconds = transfer_timeout_seconds
+        self._client = AsyncOpenAI(
+            api_key=api_key,
+            base_url=base_url or None,
+            organization=organization or None,
+            project=project or None,
+            timeout=timeout_seconds,
+            max_retries=0,
+        )
+
+    def provider_identity(self) -> str:
+        """Whose batches these are: a text that stays the same for as long as a batch bought by it can be found by it.
+
+        Without a project the key alone decides whose batches are seen, so that its fingerprint takes the project's
+        place; with one, keys may be rotated.
+        """
+        client = self._client
+        owner = client.project or f"key-{hashlib.sha256(self._api_key.encode()).hexdigest()[:12]}"
+        return f"{str(client.base_url).rstrip('/')}|{client.organization or ''}|{owner}"
+
+    async def upload_input(self, path: Path, filename: str, expires_after_seconds: int = EXPIRES_SECONDS_MAX) -> str:
+        """Uploads an input file, under a name that ends in .jsonl, and answers its id. It expires by itself."""
+        seconds = max(EXPIRES_SECONDS_MIN, min(expires_after_seconds, EXPIRES_SECONDS_MAX))
+        with await asyncio.to_thread(path.open, "rb") as file:
+            async with _named_errors(self._transfer_timeout_seconds):
+                uploaded = await self._client.files.create(
+                    # A path would be read into memory whole; an open file is streamed.
+                    file=(filename, file, "application/jsonl"),
+                    purpose="batch",
+                    expires_after={"anchor": "created_at", "seconds": seconds},
+                )
+        file_id = getattr(uploaded, "id", None)
+        if not isinstance(file_id, str) or not file_id:
+            raise ProviderDoubt("the answer to an upload names no file")
+        return file_id
+
+    async def create_batch(self, file_id: str, metadata: Mapping[str, str], timeout_seconds: float) -> ProviderBatch:
+        """Buys a batch. After ProviderDoubt it may be bought: look for its metadata before trying again."""
+        async with _named_errors(timeout_seconds):
+            created = await self._client.batches.create(
+                input_file_id=file_id,
+                endpoint=batch_file.ENDPOINT,
+                completion_window="24h",
+                metadata=dict(metadata),
+                timeout=timeout_seconds,
+            )
+        return _batch(created)
+
+    async def retrieve(self, batch_id: str) -> ProviderBatch:
+        """The batch as it is now."""
+        async with _named_errors(self._timeout_seconds):
+            found = await self._client.batches.retrieve(batch_id)
+        return _batch(found)
+
+    async def cancel(self, batch_id: str) -> ProviderBatch:
+        """Asks to end a batch; what it finished until then is still delivered, and paid."""
+        async with _named_errors(self._timeout_seconds):
+            cancelled = await self._client.batches.cancel(batch_id)
+        return _batch(cancelled)
+
+    async def list_since(self, created_after: int) -> list[ProviderBatch]:
+        """All batches created at or after a time in seconds since the epoch, newest first.
+
+        Never a part of them: raises ProviderDoubt when there are more than 20,000.
+        """
+        found: list[ProviderBatch] = []
+        async with _named_errors(self._transfer_timeout_seconds):
+            async for listed in self._client.batches.list(limit=PAGE_BATCHES):
+                if listed.created_at < created_after:
+                    return found
+                found.append(_batch(listed))
+                if len(found) > PAGE_BATCHES * PAGES_MAX:
+                    raise ProviderDoubt(f"more than {PAGE_BATCHES * PAGES_MAX} batches since {created_after}")
+        return found
+
+    async def download(self, file_id: str, path: Path) -> int:
+        """Streams a file's content to a path, where it appears only when it is whole; answers its size in bytes."""
+        size_bytes = 0
+        partial = path.with_name(path.name + ".part")
+        try:
+            with await asyncio.to_thread(partial.open, "wb") as file:
+                async with (
+                    _named_errors(self._transfer_timeout_seconds),
+                    self._client.files.with_streaming_response.content(file_id) as response,
+                ):
+                    async for chunk in response.iter_bytes(CHUNK_BYTES):
+                        size_bytes += await asyncio.to_thread(file.write, chunk)
+            await asyncio.to_thread(partial.replace, path)
+        finally:
+            await asyncio.to_thread(partial.unlink, missing_ok=True)
+        return size_bytes
+
+    async def delete_file(self, file_id: str) -> None:
+        """Deletes a file; that it is gone already is fine."""
+        try:
+            async with _named_errors(self._timeout_seconds):
+                await self._client.files.delete(file_id)
+        except ProviderMissing:
+            return
+
+    async def answer_now(
+        self, model: str, prompt: str, detail: str, max_output_tokens: int, image_url: str, timeout_seconds: float
+    ) -> Answer:
+        """Asks at once, and waits. After ProviderDoubt the provider may have been paid."""
+        body = batch_file.chat_body(model, prompt, detail, max_output_tokens, image_url)
+        async with _named_errors(timeout_seconds):
+            completion: Any = await self._client.chat.completions.create(**body, timeout=timeout_seconds)
+        answer = batch_file.read_completion(completion.model_dump() if hasattr(completion, "model_dump") else None)
+        if isinstance(answer, batch_file.LineFailure):
+            raise ProviderDoubt(answer.message)
+        return answer
+
+    async def close(self) -> None:
+        """Lets go of the connections."""
+        await self._client.close()
+
+
+@asynccontextmanager
+async def _named_errors(timeout_seconds: float) -> AsyncIterator[None]:
+    """Bounds the time of a call and gives its errors their names."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            yield
+    except TimeoutError as error:
+        raise ProviderDoubt(f"no answer within {timeout_seconds:g} seconds") from error
+    except APIStatusError as error:
+        raise _named_status(error) from error
+    except APIConnectionError as error:
+        if isinstance(error.__cause__, _NEVER_SENT):
+            raise ProviderBusy(f"no connection: {type(error.__cause__).__name__}", BUSY_SECONDS) from error
+        raise ProviderDoubt(f"connection lost: {type(error.__cause__).__name__}") from error
+    except (OpenAIError, httpx2.HTTPError, httpx2.StreamError, ValueError) as error:
+        raise ProviderDoubt(f"unreadable answer: {type(error).__name__}") from error
+
+
+def _named_status(error: APIStatusError) -> ProviderError:
+    status = error.status_code
+    failure = batch_file.read_failure(status, error.body)
+    said = f"{failure.message} (status {status}, request {error.request_id})"[:MESSAGE_CHARS_MAX]
+    if status >= 500 or status == 408:
+        return ProviderDoubt(said)
+    if status in (401, 403):
+        # The provider repeats a part of the key in its own words.
+        return ProviderRefused(failure.code, f"the key is not accepted (status {status})", permanent=False)
+    if status == 404 and failure.code != "model_not_found":
+        return ProviderMissing(said)
+    if failure.code == "insufficient_quota" or status == 409:
+        return ProviderRefused(failure.code, said, permanent=False)
+    if status == 429:
+        return ProviderBusy(said, _retry_after_seconds(error.response.headers))
+    return ProviderRefused(failure.code, said, permanent=not failure.retryable)
+
+
+def _retry_after_seconds(headers: Mapping[str, str]) -> float:
+    for name, unit_seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit_seconds
+        except ValueError:
+            continue
+        if seconds >= 0:
+            return min(seconds, BUSY_SECONDS_MAX)
+    return BUSY_SECONDS
+
+
+def _batch(shown: object) -> ProviderBatch:
+    """Reads a batch. The client builds its objects unchecked: of something else it would make one without an id."""
+    if not isinstance(shown, Batch) or not getattr(shown, "id", None):
+        raise ProviderDoubt("the answer is no batch")
+    counts = shown.request_counts
+    listed = (shown.errors.data if shown.errors else None) or []
+    return ProviderBatch(
+        id=shown.id,
+        status=shown.status,
+        input_file_id=shown.input_file_id,
+        # An id that is an empty string means none, as null does.
+        output_file_id=shown.output_file_id or None,
+        error_file_id=shown.error_file_id or None,
+        total=counts.total if counts else 0,
+        completed=counts.completed if counts else 0,
+        failed=counts.failed if counts else 0,
+        metadata=dict(shown.metadata or {}),
+        created_at=shown.created_at,
+        errors=[(error.code or "provider_error", _error_message(error.line, error.message)) for error in listed],
+    )
+
+
+def _error_message(line: int | None, message: str | None) -> str:
+    said = (message or "The provider gave no reason.")[:MESSAGE_CHARS_MAX]
+    return said if line is None else f"line {line}: {said}"
