@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import urllib3
 from minio import Minio
 from minio.error import MinioException
 
@@ -68,13 +69,16 @@ def supervisor(data: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 def test_parts_serve_when_up_returns_and_are_gone_after_down(tmp_path: Path) -> None:
     """Readiness is real: S3 takes an object and the twin answers at once."""
     with Stack(tmp_path, plan("s3", "openai_twin")) as running:
-        store = Minio(f"{HOST}:{running.plan.ports.s3}", *running.keys.s3(), secure=False)
+        http = urllib3.PoolManager()
+        store = Minio(running.s3_endpoint.removeprefix("http://"), *running.keys.s3(), secure=False, http_client=http)
         presigned = store.presigned_get_object(s3.BUCKET, "a.txt")
         store.fput_object(s3.BUCKET, "a.txt", str(ROOT / "sandbox" / "samples" / "SOURCES.md"))
         with urllib.request.urlopen(presigned) as response:
             content = response.read()
+        stranger = Minio(running.s3_endpoint.removeprefix("http://"), "who", "knows", secure=False, http_client=http)
         with pytest.raises(MinioException, match="InvalidAccessKeyId"):
-            Minio(f"{HOST}:{running.plan.ports.s3}", "who", "knows", secure=False).list_buckets()
+            stranger.list_buckets()
+        http.clear()
         pids = [running.pid("s3"), running.pid("openai_twin")]
         assert running.running() == ("s3", "openai_twin")
 
