@@ -1,4 +1,4 @@
-"""An independent model of the wallet, written from the promises and not from the code: slow, obvious, and only for tests.
+"""An independent model of the wallet, written from the promises and not from the code: slow and obvious.
 
 It answers each command with a short word for what should happen: "ok", "replayed", or the reason of the refusal.
 """

@@ -1,8 +1,8 @@
 """Hurries what would happen anyway: expires overdue holds of accounts that nobody touches.
 
-A hold is over when its time has passed, whether or not this loop has run: every command on an account sweeps it first, and every
-read leaves overdue holds out. The loop only brings the journal up to date. Two replicas doing it at once is harmless: the second
-finds nothing due.
+A hold is over when its time has passed, whether or not this loop has run: every command on an account sweeps it first,
+and every read leaves overdue holds out. The loop only brings the journal up to date. Two replicas doing it at once is
+harmless: the second finds nothing due.
 """
 
 from typing import Final

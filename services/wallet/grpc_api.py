@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import grpc
@@ -65,7 +65,9 @@ Answer = TypeVar("Answer")
 class Shield(Protocol):
     """Runs work that a client's deadline must not cut in the middle; the server waits for it when it drains."""
 
-    def __call__(self, work: Awaitable[Answer]) -> Awaitable[Answer]: ...
+    def __call__(self, work: Coroutine[Any, Any, Answer]) -> Awaitable[Answer]:
+        """The result of the work, or its exception."""
+        ...
 
 
 class WalletApi(wallet_pb2_grpc.WalletServiceServicer):

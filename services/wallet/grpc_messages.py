@@ -1,5 +1,7 @@
 """Between the wallet's messages and its commands: decoding with every broken field named, and encoding."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
@@ -22,7 +24,7 @@ HOLD_SECONDS_MAX: Final = 45 * 24 * 3600
 ADMIN_SCOPE: Final = "wallet.admin"
 OPEN_SCOPE: Final = "account.open"
 
-KINDS: Final[Mapping[str, wallet_pb2.TransactionKind]] = MappingProxyType(
+KINDS: Final[Mapping[str, wallet_pb2.TransactionKind.ValueType]] = MappingProxyType(
     {
         "open": wallet_pb2.TRANSACTION_KIND_OPEN,
         "grant": wallet_pb2.TRANSACTION_KIND_GRANT,
@@ -35,7 +37,7 @@ KINDS: Final[Mapping[str, wallet_pb2.TransactionKind]] = MappingProxyType(
     }
 )
 
-STATES: Final[Mapping[int, wallet_pb2.ReservationState]] = MappingProxyType(
+STATES: Final[Mapping[int, wallet_pb2.ReservationState.ValueType]] = MappingProxyType(
     {
         1: wallet_pb2.RESERVATION_STATE_HELD,
         2: wallet_pb2.RESERVATION_STATE_COMMITTED,

@@ -1,7 +1,7 @@
 """What the journal records, and what each record means for accounts and reservations.
 
-`apply` is the only function that changes a balance. The ledger decides by making entries and applying them; an audit reads the
-same entries back and applies them to nothing, and must arrive at the same accounts and reservations.
+`apply` is the only function that changes a balance. The ledger decides by making entries and applying them; an audit
+reads the same entries back, applies them to nothing, and must arrive at the same accounts and reservations.
 
     kind      balance          held              counterparty
     open                                                            an account begins
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-TOKEN = "TOKEN"
+TOKEN = "TOKEN"  # noqa: S105 - the name of an asset
 ISSUE = "@issue"
 REVENUE = "@revenue"
 WALLET = "@wallet"

@@ -1,11 +1,11 @@
 """The rules of the ledger: what a command does to accounts and reservations, or why it is refused.
 
-                  Reserve                  Commit(amount <= reserved)
-       (nothing) --------> HELD -----------------------------------> COMMITTED -- Refund(refund_id, amount) --> refunded += n
-          |                 | +-- Refund --------------------------> RELEASED
-          |                 | +-- hold_duration passes ------------> EXPIRED -- Commit(allow_late) --> COMMITTED
-          |                 +---- Amend (smaller, or for longer) --> HELD
-          +-- Refund of an unused id by its would-be owner --------> RELEASED (a tombstone: a late Reserve is refused)
+                Reserve             Commit(amount <= held)
+    (nothing) ----------> HELD ---------------------------> COMMITTED -- Refund(refund_id, amount) --> refunded += n
+       |                   | +-- Refund ------------------> RELEASED
+       |                   | +-- hold_duration passes ----> EXPIRED -- Commit(allow_late) --> COMMITTED
+       |                   +---- Amend -------------------> HELD, smaller or for longer
+       +-- Refund of an unused id by its would-be owner --> RELEASED (a tombstone: a late Reserve is refused)
 
 Always reserved = committed + released + expired once it has ended, and refunded <= committed.
 """

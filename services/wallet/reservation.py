@@ -1,7 +1,7 @@
 """Decisions about reservations; the diagram is in `ledger`.
 
-Each function checks everything before it makes an entry, so that a refusal changes nothing. The one exception is on purpose: a
-hold found past its time is expired first, which would have happened anyway.
+Each function checks everything before it makes an entry, so that a refusal changes nothing. The one exception is on
+purpose: a hold found past its time is expired first, which would have happened anyway.
 """
 
 from typing import Any
@@ -197,7 +197,7 @@ def amend(state: State, command: Amend, moment: Moment) -> Outcome:
     return _done(state, entry, found, moment)
 
 
-def sweep(state: State, command: Sweep, moment: Moment) -> Outcome:
+def sweep(state: State, command: Sweep, _moment: Moment) -> Outcome:
     """Does nothing more than any command on the account: what is due was expired when the account was loaded."""
     return Outcome(state.accounts.get((command.account_id, TOKEN)), None, True)
 

@@ -1,8 +1,9 @@
 """Where the ledger is kept: loads what a group of commands names, lets the ledger decide, writes what changed.
 
-One visible transaction per group, always in this order, which is the lock order on PostgreSQL: learn who pays; lock the accounts
-in the order of their ids; lock the reservations; lock the head of the journal; decide; write the projections; append; end the
-transaction. Reading a reservation before its account is locked would let a Commit and a Refund from two replicas both succeed.
+One visible transaction per group, always in this order, which is the lock order on PostgreSQL: learn who pays; lock the
+accounts in the order of their ids; lock the reservations; lock the head of the journal; decide; write the projections;
+append; end the transaction. Reading a reservation before its account is locked would let a Commit and a Refund from two
+replicas both succeed.
 
 A crash before the end of the transaction leaves nothing; after it, everything. Nobody is answered in between.
 """
@@ -71,8 +72,8 @@ class Store:
     async def run_group(self, commands: Sequence[Command]) -> list[Outcome | Refusal]:
         """Carries out commands in order, in one transaction; each has its own outcome or refusal.
 
-        Raises `StoreUnavailable` (or its subclass for lost races) when nothing of the group was done, or when its end is
-        unknown: running it again is safe, because every command carries a key.
+        Raises `StoreUnavailable` (or its subclass for lost races) when nothing of the group was done, or when its end
+        is unknown: running it again is safe, because every command carries a key.
         """
         for _ in range(SWEEP_TRANSACTIONS_MAX):
             async with self._database.transaction() as tx:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -28,10 +29,11 @@ from tests.wallet_model import WalletModel, word
 SECOND_US = 1_000_000
 ACCOUNTS = st.sampled_from(["alice", "bob"])
 MAKERS = st.sampled_from(["batcher", "other"])
-IDS = st.sampled_from(["r1", "r2", "r3", "r4"])
+IDS = st.sampled_from(["r1", "r2", "r3"])
+AMENDS = st.sampled_from(["a1", "a2"])
 AMOUNTS = st.integers(1, 12)
 MAYBE_AMOUNTS = st.none() | AMOUNTS
-HOLDS = st.sampled_from([SECOND_US, 5 * SECOND_US, 60 * SECOND_US])
+HOLDS = st.sampled_from([SECOND_US, 20 * SECOND_US])
 
 
 class LedgerAgainstModel(RuleBasedStateMachine):
@@ -39,7 +41,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rules = Rules(welcome_bonus=10)
+        self.economy = Rules(welcome_bonus=10)
         self.model = WalletModel(10)
         self.state = State()
         self.times: list[int] = []
@@ -51,7 +53,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         before = (dict(self.state.accounts), dict(self.state.reservations), len(self.state.entries))
         result: Outcome | Refusal
         try:
-            result = ledger.decide(self.state, command, Moment(self.now_us, self.rules))
+            result = ledger.decide(self.state, command, Moment(self.now_us, self.economy))
         except Refusal as refusal:
             result = refusal
         assert word(result) == self.model.run(command, self.now_us), command
@@ -90,7 +92,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     def refund(self, maker: str, key: str, refund_id: str, amount: int | None) -> None:
         self.ask(Refund(maker, maker, key, refund_id, amount))
 
-    @rule(maker=MAKERS, key=IDS, amend_id=st.sampled_from(["a1", "a2"]), amount=MAYBE_AMOUNTS, hold_us=st.none() | HOLDS)
+    @rule(maker=MAKERS, key=IDS, amend_id=AMENDS, amount=MAYBE_AMOUNTS, hold_us=st.none() | HOLDS)
     def amend(self, maker: str, key: str, amend_id: str, amount: int | None, hold_us: int | None) -> None:
         self.ask(Amend(maker, maker, key, amend_id, amount, hold_us))
 
@@ -147,7 +149,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
 
 TestLedgerAgainstModel = LedgerAgainstModel.TestCase
-TestLedgerAgainstModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLedgerAgainstModel.settings = settings(max_examples=250, stateful_step_count=50, deadline=None)
 
 NOW_US = 1_000 * SECOND_US
 MOMENT = Moment(NOW_US, Rules(welcome_bonus=10))
@@ -228,12 +230,9 @@ def test_a_balance_that_was_tampered_with_is_found_by_replay() -> None:
     replayed = State()
     for earlier in state.entries[:-1]:
         apply(replayed, earlier, NOW_US)
-    try:
+
+    with pytest.raises(ValueError, match="revision 3"):
         apply(replayed, entry, NOW_US)
-    except ValueError as error:
-        assert "revision 3" in str(error)
-        return
-    raise AssertionError("the wrong entry was not found")
 
 
 def test_a_commit_comes_late_out_of_what_is_available() -> None:
@@ -252,10 +251,7 @@ def test_entries_carry_their_kind_in_one_vocabulary() -> None:
     """An unknown kind in the journal is an error and not a silent nothing."""
     state = held()
     account = state.accounts["alice", TOKEN]
-    entry = Entry("melt", "x", "alice", account.revision, 0, 0, account.balance, account.held, "", "batcher", "job-1", "", {})
-    try:
+    entry = Entry("melt", "x", "alice", account.revision, 0, 0, 10, 5, "", "batcher", "job-1", "", {})
+
+    with pytest.raises(ValueError, match="melt"):
         apply(state, entry, NOW_US)
-    except ValueError as error:
-        assert "melt" in str(error)
-        return
-    raise AssertionError("the unknown kind was taken")
