@@ -1,0 +1,134 @@
+"""The journal on both databases: append-only, in one order, readable both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from services.chassis import journal
+from services.chassis.database import Database, connect, migrate
+from services.chassis.journal import FIRST_HASH, Entry, Head
+from tests.databases import CHASSIS_MIGRATIONS
+
+FORGERIES = """
+-- name: forge()!
+UPDATE journal SET body = 'forged';
+
+-- name: forget()!
+DELETE FROM journal;
+
+-- name: overwrite()!
+{overwrite};
+"""
+OVERWRITE = {
+    "sqlite": "INSERT OR REPLACE INTO journal SELECT * FROM journal",
+    "postgres": "TRUNCATE journal",
+}
+
+
+@pytest.fixture
+async def database(database_url: str, tmp_path: Path) -> AsyncIterator[Database]:
+    migrate(database_url, CHASSIS_MIGRATIONS)
+    for dialect, overwrite in OVERWRITE.items():
+        (tmp_path / f"{dialect}.sql").write_text(FORGERIES.format(overwrite=overwrite))
+    async with await connect(database_url, [tmp_path]) as database:
+        async with database.transaction() as tx:
+            await journal.open_head(tx, "epoch-1", 5)
+        yield database
+
+
+def entry(subject: str, body: str = "{}", previous: int = 0) -> Entry:
+    return Entry("granted", "admin", subject, previous, body)
+
+
+async def append(database: Database, *entries: Entry) -> Head:
+    async with database.transaction() as tx:
+        now_us = await tx.now_us()
+        return await journal.append(tx, await journal.lock_head(tx), entries, now_us)
+
+
+async def test_a_journal_opens_once_and_keeps_its_epoch(database: Database):
+    async with database.transaction() as tx:
+        head = await journal.open_head(tx, "epoch-2", 6)
+
+    assert head == Head("epoch-1", 0, FIRST_HASH, 5)
+
+
+async def test_a_journal_without_a_head_says_so(chassis_database: Database):
+    async with chassis_database.reading() as tx:
+        with pytest.raises(LookupError):
+            await journal.read_head(tx)
+
+
+async def test_appended_rows_are_read_back_and_verify(database: Database):
+    await append(database, entry("alice", '{"amount": 1}'), entry("bob"))
+    await append(database)
+    head = await append(database, entry("alice", previous=1))
+
+    async with database.reading() as tx:
+        assert await journal.read_head(tx) == head
+        rows = await journal.read_after(tx, 0, 10)
+        assert await journal.read_after(tx, 1, 1) == rows[1:2]
+        assert await journal.read_after(tx, 3, 10) == []
+    assert [(row.revision, row.subject, row.previous) for row in rows] == [
+        (1, "alice", 0),
+        (2, "bob", 0),
+        (3, "alice", 1),
+    ]
+    assert journal.verify_chain(rows) is None
+    assert (head.revision, head.hash) == (3, rows[-1].hash)
+
+
+async def test_a_subjects_history_is_a_walk_back(database: Database):
+    await append(database, *(entry("alice" if number % 3 == 0 else "bob", str(number)) for number in range(10)))
+
+    async with database.reading() as tx:
+        assert [row.body for row in await journal.walk_back(tx, 10, 100)] == ["9", "6", "3", "0"]
+        assert [row.body for row in await journal.walk_back(tx, 10, 2)] == ["9", "6"]
+        assert await journal.walk_back(tx, 0, 2) == []
+
+
+@pytest.mark.parametrize("forgery", ["forge", "forget", "overwrite"])
+async def test_the_database_itself_refuses_to_change_the_journal(database: Database, forgery: str):
+    await append(database, entry("alice"))
+
+    async def run_forgery() -> None:
+        async with database.transaction() as tx:
+            await tx.run(forgery)
+
+    with pytest.raises((sqlite3.IntegrityError, asyncpg.RestrictViolationError), match="append-only"):
+        await run_forgery()
+
+
+async def test_what_one_transaction_sees_has_no_gap_below_it(database: Database):
+    """A reader that follows revisions never finds one that appeared behind its back."""
+    seen: list[int] = []
+
+    async def follow() -> None:
+        while len(seen) < 60:
+            async with database.reading() as tx:
+                rows = await journal.read_after(tx, seen[-1] if seen else 0, 7)
+            seen.extend(row.revision for row in rows)
+
+    await asyncio.gather(follow(), *(append(database, entry(f"s{n}"), entry("all"), entry(f"s{n}")) for n in range(20)))
+
+    assert seen == list(range(1, 61))
+
+
+async def test_an_append_that_is_rolled_back_leaves_no_trace(database: Database):
+    async def append_and_fail() -> None:
+        async with database.transaction() as tx:
+            await journal.append(tx, await journal.lock_head(tx), [entry("alice")], 9)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await append_and_fail()
+
+    async with database.reading() as tx:
+        assert await journal.read_head(tx) == Head("epoch-1", 0, FIRST_HASH, 5)
+        assert await journal.read_after(tx, 0, 10) == []
