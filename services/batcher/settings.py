@@ -1,0 +1,165 @@
+"""The batcher's settings: environment variables BATCHER_*, or `.env`; the provider's key may also be OPENAI_API_KEY."""
+
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from services.batcher import image, job
+from services.batcher.pricing import PriceList, read_prices
+from services.chassis.settings import ServerSettings
+
+AMOUNT_MAX = 10**15
+PRESIGNED_SECONDS_MAX = 7 * 24 * 3600
+
+
+class BatcherSettings(ServerSettings):
+    """The batcher: turns images into answers."""
+
+    model_config = SettingsConfigDict(env_prefix="BATCHER_", populate_by_name=True)
+
+    listen_address: str = Field("127.0.0.1:50052", description="Where calls are taken, host:port.")
+    metrics_address: str = Field("127.0.0.1:9102", description="Where /metrics is served, host:port, or off.")
+    database_url: str = Field(
+        "sqlite:.punchcard/batcher.db", description="sqlite:<path> or postgres://user:password@host/name.", repr=False
+    )
+    token_audience: str = Field("punchcard.batcher", description="The aud that tokens for this service carry.")
+    work_folder: Path = Field(
+        Path(".punchcard/work"), description="Where batch files lie while they are built, sent and read."
+    )
+
+    wallet_address: str = Field("127.0.0.1:50051", description="Where the wallet is, host:port.")
+    wallet_token_file: Path | None = Field(
+        None, description="Bearer token for the wallet; read again when the file changes."
+    )
+    wallet_ca_file: Path | None = Field(
+        None, description="Certificates that vouch for the wallet's, PEM; empty for a channel without TLS."
+    )
+    wallet_timeout_seconds: float = Field(10.0, gt=0, description="How long a call to the wallet may take, in seconds.")
+
+    s3_endpoint: str = Field("http://127.0.0.1:9000", description="The object store's address, http(s)://host:port.")
+    s3_public_endpoint: str | None = Field(
+        None, description="The object store's address as the provider sees it, if that is another one."
+    )
+    s3_access_key: str = Field("", description="Access key of the object store.")
+    s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key of the object store.")
+    s3_bucket: str = Field("punchcard", description="The bucket; made if it is not there.")
+    s3_region: str = Field("us-east-1", description="The bucket's region.")
+    s3_timeout_seconds: float = Field(30.0, gt=0, description="How long the object store may be silent, in seconds.")
+    s3_concurrency: int = Field(16, ge=1, le=256, description="Calls to the object store at once.")
+
+    openai_base_url: str | None = Field(None, description="The provider's address, up to /v1; empty for OpenAI's own.")
+    openai_api_key: SecretStr = Field(
+        SecretStr(""),
+        validation_alias=AliasChoices("BATCHER_OPENAI_API_KEY", "OPENAI_API_KEY"),
+        description="The provider's key; OPENAI_API_KEY is read too.",
+    )
+    openai_organization: str | None = Field(None, description="The organization that pays, if the key has several.")
+    openai_project: str | None = Field(
+        None, description="The project that owns the batches; with it set, keys may be rotated while batches run."
+    )
+    openai_timeout_seconds: float = Field(30.0, gt=0, description="How long a small call may take, in seconds.")
+    openai_transfer_timeout_seconds: float = Field(
+        900.0, gt=0, description="How long the transfer of a batch's file may take, in seconds."
+    )
+    image_transport: Literal["inline", "url"] = Field(
+        "inline", description="How images reach the provider: within the request, or as an address in the object store."
+    )
+    image_url_seconds: int = Field(
+        48 * 3600,
+        ge=25 * 3600,
+        le=PRESIGNED_SECONDS_MAX,
+        description="How long such an address is good, in seconds; more than the provider's 24 hours.",
+    )
+    image_size_bytes_max: int = Field(
+        20 * 1024 * 1024, ge=1, description="The largest image that is taken, in bytes as sent."
+    )
+    image_pixels_max: int = Field(50_000_000, ge=1, description="The largest image that is taken, in pixels.")
+    upload_concurrency: int = Field(
+        4, ge=1, le=256, description="Images that are decoded at once; each may need eight bytes a pixel."
+    )
+
+    model_default: str = Field("gpt-4.1-mini", description="The model of jobs that name none.")
+    max_output_tokens_default: int = Field(
+        512, ge=1, le=32_768, description="The largest answer of jobs that name none, in provider tokens."
+    )
+    deadline_default_hours: float = Field(
+        72.0, gt=0, le=720, description="When jobs that name no deadline are given up."
+    )
+    hold_margin_hours: float = Field(
+        6.0, gt=0, le=240, description="How much longer than a job may take its tokens are held."
+    )
+    attempts_max: int = Field(3, ge=1, le=100, description="How often a job is tried.")
+    uncharged_finish_reasons: str = Field(
+        "", description="Answers that are given away: finish reasons such as content_filter, separated by commas."
+    )
+
+    price_batch: int = Field(1, ge=1, le=AMOUNT_MAX, description="Price of a batch job, in the token's smallest unit.")
+    price_instant: int = Field(
+        5, ge=1, le=AMOUNT_MAX, description="Price of an instant job, in the token's smallest unit."
+    )
+    price_version: str = Field(
+        "v1", min_length=1, max_length=128, description="The name of these prices, kept by jobs."
+    )
+    prices_file: Path | None = Field(
+        None, description="Price lists with versions, times and models, JSON; takes the place of the three above."
+    )
+
+    cycle_seconds: float = Field(300.0, gt=0, description="How often what waits is sent as a batch, in seconds.")
+    batch_jobs: int = Field(100, ge=1, le=50_000, description="So many waiting jobs start a batch at once.")
+    batch_jobs_max: int = Field(50_000, ge=1, le=50_000, description="Jobs in a batch at most; the provider's limit.")
+    batch_bytes_max: int = Field(
+        150_000_000,
+        ge=1_000_000,
+        le=200_000_000,
+        description="Bytes of a batch's file at most; the provider says 200 MB and has refused 158.",
+    )
+    batches_per_hour_max: int = Field(
+        1_900, ge=1, description="Batches created in an hour at most; the provider takes 2,000."
+    )
+    poll_seconds: float = Field(30.0, gt=0, description="How often running batches are asked about, in seconds.")
+    submit_timeout_seconds: float = Field(
+        60.0, gt=0, description="How long the creation of a batch may take, in seconds; less than lease_seconds."
+    )
+    submit_settle_seconds: float = Field(
+        120.0, ge=0, description="How long a creation in doubt may still come through at the provider, in seconds."
+    )
+    submit_retry_seconds: float = Field(
+        60.0, gt=0, description="When a batch that the provider would not have now is tried again, in seconds."
+    )
+    lease_seconds: float = Field(
+        180.0, gt=0, description="After how long another replica takes over from one that is gone, in seconds."
+    )
+    instant_timeout_seconds: float = Field(60.0, gt=0, description="How long an instant call may take, in seconds.")
+    instant_concurrency: int = Field(16, ge=1, le=1_000, description="Instant calls at once.")
+    admission_wait_seconds: float = Field(
+        2.0, ge=0, description="How long SubmitJob waits for the wallet before it answers ADMITTING, in seconds."
+    )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.submit_timeout_seconds >= self.lease_seconds:
+            raise ValueError(
+                "submit_timeout_seconds must be less than lease_seconds, or two replicas may create at once"
+            )
+        if self.batch_jobs > self.batch_jobs_max:
+            raise ValueError("batch_jobs must not be more than batch_jobs_max")
+        return self
+
+    def image_limits(self) -> image.Limits:
+        """What an image may have at most."""
+        return image.Limits(self.image_size_bytes_max, self.image_pixels_max)
+
+    def job_limits(self) -> job.Limits:
+        """How often a job is tried, and which answers are given away."""
+        named = (reason.strip() for reason in self.uncharged_finish_reasons.split(","))
+        return job.Limits(self.attempts_max, frozenset(reason for reason in named if reason))
+
+    def prices(self) -> tuple[PriceList, ...]:
+        """The price lists. Raises OSError or ValueError for a prices_file that can't be read."""
+        if self.prices_file is not None:
+            return read_prices(json.loads(self.prices_file.read_text("utf-8")))
+        lanes = {job.Lane.BATCH: self.price_batch, job.Lane.INSTANT: self.price_instant}
+        return (PriceList(self.price_version, 0, lanes, {}),)
