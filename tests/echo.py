@@ -82,15 +82,15 @@ def decode_text(raw: bytes) -> bytes:
 
 def settings(**changes: Any) -> ServerSettings:
     """Settings of a server on a free port of loopback, whatever the environment says."""
-    values = {"listen_address": "127.0.0.1:0", "metrics_address": "off", "drain_timeout_seconds": 5.0}
-    return ServerSettings(**{**values, **changes}, _env_file=None)
+    values: dict[str, Any] = {"listen_address": "127.0.0.1:0", "metrics_address": "off", "drain_timeout_seconds": 5.0}
+    return ServerSettings(**{**values, **changes, "_env_file": None})
 
 
 class Client:
     """Calls the echo service in its four shapes, with a token of the scope that it needs."""
 
     def __init__(self, channel: grpc.aio.Channel, server: Server) -> None:
-        self.channel = channel
+        self.channel: Any = channel
         self.server = server
         self.metadata = bearer(scope="echo")
 

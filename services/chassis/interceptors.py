@@ -14,7 +14,7 @@ import inspect
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -55,14 +55,14 @@ class Traffic:
         self.calls_max: Final = calls_max
         self.streams_max: Final = streams_max
         self.draining: Final = asyncio.Event()
-        self.calls: Final[set[asyncio.Task[Any]]] = set()
+        self.calls: Final[dict[asyncio.Task[Any], _Call]] = {}
         self.streams: Final[dict[asyncio.Task[Any], asyncio.Timeout]] = {}
         self.public_streams: Final[dict[asyncio.Task[Any], asyncio.Timeout]] = {}
         self.shielded: Final[set[asyncio.Task[Any]]] = set()
 
     def running(self) -> set[asyncio.Task[Any]]:
         """Every task that a drain waits for."""
-        return self.calls | self.streams.keys() | self.public_streams.keys() | self.shielded
+        return self.calls.keys() | self.streams.keys() | self.public_streams.keys() | self.shielded
 
     def end_streams(self) -> None:
         """End the streams that go on although the server drains; clients see SERVER_DRAINING."""
@@ -93,13 +93,15 @@ class _Method:
 class _Call:
     """One call as its log line will tell it."""
 
-    __slots__ = ("code", "fields", "level", "method", "request_id", "started")
+    __slots__ = ("closing", "code", "fields", "level", "method", "out_of_time", "request_id", "started")
 
     def __init__(self, method: _Method) -> None:
         self.method = method
         self.started = time.perf_counter()
         self.code = "OK"
         self.level = "info"
+        self.closing = False
+        self.out_of_time = False
         self.request_id = ""
         self.fields: dict[str, Any] = {"method": method.name}
         method.metrics.in_flight.inc()
@@ -111,6 +113,51 @@ class _Call:
         self.method.metrics.observe(self.code, seconds)
         # A copy, because a shielded task may outlive the call and still log with these fields.
         logs.put({"level": self.level, "event": "rpc", **self.fields, "code": self.code, "seconds": round(seconds, 6)})
+
+
+class _TimeLimit:
+    """Cancels unary calls that take too long.
+
+    All have the same limit, so the one that began first is the next to reach it, and a single timer serves all: a timer
+    for each call costs more than everything else that the chain does with it.
+    """
+
+    def __init__(self, calls: Mapping[asyncio.Task[Any], _Call], seconds: float) -> None:
+        self._calls = calls
+        self._seconds = seconds
+        self._armed = False
+
+    def watch(self) -> None:
+        """Have an eye on the calls that run."""
+        if not self._armed:
+            self._arm()
+
+    def _arm(self) -> None:
+        first = next((call for call in self._calls.values() if not call.closing), None)
+        self._armed = first is not None
+        if first is not None:
+            left_seconds = first.started + self._seconds - time.perf_counter()
+            asyncio.get_running_loop().call_later(max(left_seconds, 0.0), self._strike)
+
+    def _strike(self) -> None:
+        too_old = time.perf_counter() - self._seconds
+        for task, call in self._calls.items():
+            if call.started > too_old:
+                break
+            if not call.closing:
+                call.closing = call.out_of_time = True
+                task.cancel()
+        self._arm()
+
+    def judge(self, call: _Call, task: asyncio.Task[Any], error: BaseException) -> BaseException:
+        """TimedOut in place of the cancellation that was ours alone; any other error as it is.
+
+        From here on the call is closing: a cancellation while its status is sent would leave the client without one.
+        """
+        call.closing = True
+        if call.out_of_time and task.uncancel() == 0 and isinstance(error, asyncio.CancelledError):
+            return TimedOut(self._seconds)
+        return error
 
 
 class Chain:
@@ -132,7 +179,7 @@ class Chain:
         self._scopes = scopes
         self._verifier = verifier
         self._traffic = traffic
-        self._request_timeout_seconds = request_timeout_seconds
+        self._time_limit = _TimeLimit(traffic.calls, request_timeout_seconds)
         self._everybody = Principal("anyone", frozenset({*scopes.values(), "act_for:*"}), float("inf"))
 
     def wrap(self, name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
@@ -154,8 +201,7 @@ class Chain:
         return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary, decode, encode), None, None)
 
     def _unary(self, method: _Method, behavior: Any, decode: Codec, encode: Codec) -> Behavior:
-        limit_seconds = self._request_timeout_seconds
-        calls, calls_max = self._traffic.calls, self._traffic.calls_max
+        calls, calls_max, watch = self._traffic.calls, self._traffic.calls_max, self._time_limit.watch
 
         async def call_unary(raw: bytes, context: Context) -> bytes:
             call = _Call(method)
@@ -165,14 +211,14 @@ class Chain:
                 self._admit(call, context)
                 if len(calls) >= calls_max and not method.public:
                     raise ServerBusy(calls_max)
-                calls.add(task)
-                response = await _within(limit_seconds, behavior(decode(raw), context), context)
-                encoded: bytes = encode(response)
+                calls[task] = call
+                watch()
+                encoded: bytes = encode(await behavior(decode(raw), context))
                 return encoded
             except (Exception, asyncio.CancelledError) as error:
-                await self._refuse(call, error, context)
+                await self._refuse(call, self._time_limit.judge(call, task, error), context)
             finally:
-                calls.discard(task)
+                calls.pop(task, None)
                 call.finish()
 
         return call_unary
@@ -311,22 +357,6 @@ def _tell(call: _Call, outcome: Outcome, error: BaseException) -> None:
         call.level = "warning"
         cause = error.__cause__ or error.__context__
         _log.warning("store_unavailable", detail=error.detail, cause=repr(cause) if cause else "")
-
-
-async def _within(limit_seconds: float, work: Awaitable[Any], context: Context) -> Any:
-    """Await `work` for as long as the client's deadline, but no longer than `limit_seconds`."""
-    # The stubs promise a number; without a deadline grpc answers None.
-    remaining_seconds: float | None = context.time_remaining()
-    if remaining_seconds is not None and remaining_seconds <= limit_seconds:
-        return await work
-    timeout = asyncio.timeout(limit_seconds)
-    try:
-        async with timeout:
-            return await work
-    except TimeoutError as error:
-        if timeout.expired():
-            raise TimedOut(limit_seconds) from error
-        raise
 
 
 def _decoder(deserialize: Codec | None) -> Codec:

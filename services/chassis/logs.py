@@ -1,7 +1,9 @@
-"""Log lines: structlog in front, one thread that renders and writes behind.
+"""Log lines: structlog in front, one thread that writes behind.
 
-A line is a dictionary put on a bounded queue, so that no handler waits for a disk, a pipe or json.dumps. Lines beyond
-the bound are dropped and counted. Every line that is logged while a call is served carries that call's request_id.
+A line is rendered where it is logged and put on a bounded queue, so that no handler waits for a disk or a pipe.
+(Rendered by the thread, it would cost a busy server several times as much, in waiting for the interpreter's lock.)
+Lines beyond the bound are dropped and counted. Every line that is logged while a call is served carries that call's
+request_id.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO, cast
 
 import structlog
@@ -36,7 +37,7 @@ class LineWriter:
     def __init__(self, render: Callable[[Line], str], stream: TextIO) -> None:
         self._render = render
         self._stream = stream
-        self._lines: deque[Line] = deque()
+        self._lines: deque[str] = deque()
         self._dropped = 0
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -44,12 +45,11 @@ class LineWriter:
         self._thread.start()
 
     def put(self, line: Line) -> None:
-        """Queue `line`, which is the writer's from now on; never blocks."""
+        """Queue `line`, a dictionary that this may change; never blocks."""
         if len(self._lines) >= LINES_WAITING_MAX:
             self._dropped += 1
             return
-        line["time"] = time.time()
-        self._lines.append(line)
+        self._lines.append(self._render(line))
         if not self._wake.is_set():
             self._wake.set()
 
@@ -71,10 +71,12 @@ class LineWriter:
         waiting = [self._lines.popleft() for _ in range(len(self._lines))]
         dropped, self._dropped = self._dropped, 0
         if dropped:
-            waiting.append({"time": time.time(), "level": "error", "event": "log_lines_dropped", "lines": dropped})
+            waiting.append(self._render({"level": "error", "event": "log_lines_dropped", "lines": dropped}))
+        if not waiting:
+            return
         # Whoever read our lines may be gone; a service goes on without a log rather than not at all.
         with contextlib.suppress(OSError, ValueError):
-            self._stream.write("".join([self._render(line) + "\n" for line in waiting]))
+            self._stream.write("\n".join(waiting) + "\n")
             self._stream.flush()
 
 
@@ -158,17 +160,30 @@ def _hand_over(_logger: object, _method: str, line: Line) -> str:
     return ""
 
 
+_encode: Final = json.JSONEncoder(default=str).encode
+_second: tuple[int, str] = (0, "")
+
+
+def _now() -> str:
+    """The time as RFC 3339 with milliseconds; the part that changes once a second is kept."""
+    global _second
+    now = time.time()
+    second = int(now)
+    if second != _second[0]:
+        _second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
+    return f"{_second[1]}.{int((now - second) * 1000):03d}Z"
+
+
 def render_json(line: Line) -> str:
     """One JSON object that starts with time, level and event."""
-    moment = datetime.fromtimestamp(line.pop("time"), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return json.dumps({"time": moment, "level": line.pop("level"), "event": line.pop("event"), **line}, default=str)
+    return _encode({"time": _now(), "level": line.pop("level"), "event": line.pop("event"), **line})
 
 
 def _console_renderer(colors: bool) -> Callable[[Line], str]:
     console = structlog.dev.ConsoleRenderer(colors=colors, timestamp_key="time")
 
     def render(line: Line) -> str:
-        line["time"] = datetime.fromtimestamp(line["time"], UTC).strftime("%H:%M:%S.%f")[:-3]
+        line["time"] = _now()[11:-1]
         return str(console(None, "", line))
 
     return render

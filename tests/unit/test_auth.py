@@ -54,7 +54,7 @@ def test_one_of_several_audiences_is_enough(verifier):
         (token(claims={"sub": 7}), "sub must match|malformed"),
         (token(claims={"nbf": 4_000_000_000}), "not valid yet"),
         (token(claims={"scope": ["a"]}), "scope must be a string"),
-        (jwt.encode({"sub": "alice"}, None, algorithm="none", headers={"kid": "test"}), "malformed|signature"),
+        (jwt.encode({"sub": "alice"}, "", algorithm="none", headers={"kid": "test"}), "malformed|signature"),
     ],
 )
 def test_a_token_with_a_flaw_is_refused_with_the_flaw(verifier, bad, problem):
