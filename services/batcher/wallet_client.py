@@ -23,7 +23,13 @@ from services.chassis.group_commit import GroupCommitter
 
 ITEMS_MAX = 1_000
 QUEUE_ITEMS_MAX = 20_000
-RECONNECT_SECONDS_MAX = 5
+
+# Left alone, a channel waits up to two minutes before it looks whether a wallet is back.
+_CHANNEL_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 3_000),
+]
 
 # All other statuses leave open whether the command was done, or say that we, not the job, are at fault.
 _DEFINITE = frozenset(
@@ -142,12 +148,11 @@ class WalletClient:
     def __init__(
         self, address: str, token_file: Path | None, timeout_seconds: float, *, ca_file: Path | None = None
     ) -> None:
-        options = [("grpc.max_reconnect_backoff_ms", RECONNECT_SECONDS_MAX * 1_000)]
         if ca_file is None:
-            self._channel = grpc.aio.insecure_channel(address, options=options)
+            self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         else:
             credentials = grpc.ssl_channel_credentials(ca_file.read_bytes())
-            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
+            self._channel = grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
         self._stub = wallet_pb2_grpc.WalletServiceStub(self._channel)
         self._token = TokenFile(token_file)
         self._timeout_seconds = timeout_seconds

@@ -23,6 +23,8 @@ from services.batcher.wallet_client import (
     WalletClient,
     WalletUnavailable,
 )
+from tests.tokens import token
+from tests.wallets import EVERY_SCOPE, wallet_at
 
 HOUR_US = 3_600_000_000
 EXPIRE_US = 1_800_000_000_123_456
@@ -327,3 +329,73 @@ def test_a_token_file_that_is_away_for_a_moment(token_file: Path) -> None:
     aside.write_text("other")
     aside.replace(token_file)
     assert tokens.token() == "other"
+
+
+@pytest.fixture
+async def real(tmp_path: Path) -> AsyncIterator[WalletClient]:
+    """A client of a real wallet, whose accounts open with ten tokens."""
+    tokens = tmp_path / "token"
+    tokens.write_text(token("batcher", EVERY_SCOPE, audience="punchcard.wallet"))
+    async with wallet_at(f"sqlite:{tmp_path}/wallet.db", tmp_path) as (_, port):
+        opened = WalletClient(f"127.0.0.1:{port}", tokens, 10.0)
+        opened.start()
+        yield opened
+        await opened.close()
+
+
+async def test_a_jobs_life_in_a_real_wallet(real: WalletClient) -> None:
+    """Reserved, reserved again, prolonged, lowered, taken: each step is what the wallet says, and may be repeated."""
+    command = Reserve("uid-1", "alice", "alice", 5, HOUR_US, "v1", "cat-1")
+    first = await real.reserve(command)
+    assert isinstance(first, Held)
+    assert await real.reserve(command) == Held(first.expire_time_us, True)
+    longer = await real.settle(Amend("uid-1", "renew-1", hold_duration_us=2 * HOUR_US))
+    assert isinstance(longer, Settled)
+    assert longer.expire_time_us > first.expire_time_us
+    assert isinstance(await real.settle(Amend("uid-1", "lane", amount=1)), Settled)
+    for replayed in (False, True):
+        taken = await real.settle(Commit("uid-1", 1))
+        assert isinstance(taken, Settled)
+        assert (taken.state, taken.committed, taken.replayed) == ("COMMITTED", 1, replayed)
+    again = await real.reserve(command)
+    assert isinstance(again, Refused)
+    assert again.reason == "RESERVATION_COMMITTED"
+
+
+async def test_a_real_wallets_refusals(real: WalletClient) -> None:
+    """Each item has its own answer: too dear, another content under a known key, blocked before it was used."""
+    assert isinstance(await real.settle(Release("blocked")), Settled)
+    answers = await real.reserve_many(
+        [
+            Reserve("uid-1", "alice", "alice", 8, HOUR_US),
+            Reserve("uid-2", "alice", "alice", 8, HOUR_US),
+            Reserve("uid-1", "alice", "alice", 7, HOUR_US),
+            Reserve("blocked", "alice", "alice", 1, HOUR_US),
+            Reserve("a bad id", "alice", "alice", 1, HOUR_US),
+        ]
+    )
+    assert isinstance(answers[0], Held)
+    refusals = [answer for answer in answers if isinstance(answer, Refused)]
+    assert [refused.reason for refused in refusals] == [
+        "INSUFFICIENT_FUNDS",
+        "IDEMPOTENCY_MISMATCH",
+        "RESERVATION_RELEASED",
+        "INVALID_FIELD",
+    ]
+    assert refusals[0].metadata == {"account_id": "alice", "requested": "8", "available": "2", "held": "8"}
+
+
+async def test_a_real_wallet_that_does_not_take_our_token(tmp_path: Path) -> None:
+    """A token of ours without the scope, or one that ran out, refuses no job."""
+    tokens = tmp_path / "token"
+    async with wallet_at(f"sqlite:{tmp_path}/wallet.db", tmp_path) as (_, port):
+        client = WalletClient(f"127.0.0.1:{port}", tokens, 10.0)
+        for bad, reason in (
+            (token("batcher", "wallet.read", audience="punchcard.wallet"), "SCOPE_MISSING"),
+            (token("batcher", EVERY_SCOPE, audience="punchcard.wallet", lifetime_seconds=-60), "TOKEN_EXPIRED"),
+        ):
+            await asyncio.to_thread(tokens.write_text, bad)
+            with pytest.raises(WalletUnavailable) as caught:
+                await client.reserve_many([reserve()])
+            assert caught.value.reason == reason
+        await client.close()
