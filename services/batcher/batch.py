@@ -5,16 +5,16 @@
        │  └─► CLOSED          └── abandon: nothing was bought ──► PLANNED
        └──────────────────────────┘
 
-Membership is frozen from SUBMITTING on: the input file can be built again, byte for byte, from the rows. Each try to buy
-the batch is a submission, numbered from 1:
+Membership is frozen from SUBMITTING on: the input file can be built again, byte for byte, from the rows. Each try to
+buy the batch is a submission, numbered from 1:
 
     OPEN ──► ADOPTED     the provider has the batch, under the id that is written down
       └────► ABANDONED   it has not, and never will have: the input file is gone and the list has been read
 
-A submission in doubt is closed by `next_step`, in this order: look for it; delete its input file, so that a late create
-names a file that is gone; let `settle_us` pass; look again; adopt what was found or abandon. Without an input file no
-create can have happened. What the provider may do, and why the order is this, is in facts of its API: a create carries no
-idempotency key, and a lost answer may hide a paid batch.
+A submission in doubt is closed by `next_step`, in this order: look for it; delete its input file, so that a late
+create names a file that is gone; let `settle_us` pass; look again; adopt what was found or abandon. Without an input
+file no create can have happened. What the provider may do, and why the order is this, is in facts of its API: a
+create carries no idempotency key, and a lost answer may hide a paid batch.
 """
 
 from collections.abc import Mapping
@@ -109,7 +109,9 @@ class Verdict(NamedTuple):
 
 
 WAITING_CODES = frozenset({"token_limit_exceeded"})
-"""Codes of a failed batch that say "not now": the provider's queue of tokens is full, which it notices after the create."""
+"""Codes of a failed batch that say "not now": the provider's queue of tokens is full, which it notices after the
+create.
+"""
 
 ENDED = frozenset({"completed", "expired", "cancelled", "failed"})
 """The provider's words for a batch that will not change any more."""
@@ -211,6 +213,11 @@ def line_bytes(request_bytes: int, image_bytes: int, inline: bool) -> int:
     """How large a job's line of the input file becomes at most. The image travels in it as base64, or as an address."""
     image = int(image_bytes * BASE64_GROWTH) + 4 if inline else URL_BYTES
     return LINE_OVERHEAD_BYTES + request_bytes + image
+
+
+def is_ours(metadata: Mapping[str, str], input_file_id: str, submission: Submission) -> bool:
+    """Whether a batch of the provider's list came from this submission: by its tag, or by the file that is its own."""
+    return metadata.get("intent_id") == submission.intent_id or input_file_id == submission.input_file_id != ""
 
 
 def metadata(batch_id: str, intent_id: str) -> Mapping[str, str]:

@@ -5,7 +5,7 @@
         ├─► REJECTED       │ ├─► CANCELLED      └── lose, attempt + 1 ┘ back to QUEUED
         ├─► CANCELLED      │ ├─► EXPIRED
         ├─► EXPIRED        │ └─► FAILED (its hold was lost)
-        └── hold, instant: RUNNING (attempt 1) ── retry, attempt + 1 ──► RUNNING ──► SUCCEEDED | FAILED | EXPIRED | CANCELLED
+        └── hold, instant: RUNNING (attempt 1) ── retry, attempt + 1 ──► RUNNING ──► the same ends
 
 - `hold`: the wallet says HELD. Nothing that costs money is done before.
 - `plan`: a batch takes the job. Until the batch is frozen a cancel ends the job at once; after it, a cancel is a wish.
@@ -14,8 +14,8 @@
 - Every end writes one settlement: COMMIT of the price for a success that is charged, RELEASE for everything else. The
   last five states are final: no function leaves them, but for the settlement's own two steps.
 
-A function answers None where the change no longer applies (another replica was faster, an old attempt answers late): the
-caller drops it and counts it. All times are microseconds since the epoch, UTC.
+A function answers None where the change no longer applies (another replica was faster, an old attempt answers late):
+the caller drops it and counts it. All times are microseconds since the epoch, UTC.
 """
 
 from enum import StrEnum
@@ -146,7 +146,9 @@ HOLD_LOST = Failure("hold_lost", "The tokens' hold ran out while the job waited,
 
 
 def uid_of(time_us: int, random_bits: int) -> str:
-    """Makes a UUIDv7 (RFC 9562, section 5.7) of a time and 74 random bits: ids sort by the millisecond they were made in."""
+    """Makes a UUIDv7 (RFC 9562, section 5.7) of a time and 74 random bits: ids sort by the millisecond they were made
+    in.
+    """
     random_bits &= (1 << 74) - 1
     number = (
         (time_us // 1000) << 80 | 0x7 << 76 | (random_bits >> 62) << 64 | 0b10 << 62 | random_bits & ((1 << 62) - 1)

@@ -1,8 +1,8 @@
 """What a job was asked to do, exactly as the client sent it: the content that its key stands for. Pure.
 
-The order is stored as JSON beside the job and compared field by field when the key comes again. What the server adds (the
-default model, the deadline, the price) is not in it, so that a change of defaults never turns a retry into a mismatch. An
-inline image is in it by its id, which is the SHA-256 of its bytes.
+The order is stored as JSON beside the job and compared field by field when the key comes again. What the server adds
+(the default model, the deadline, the price) is not in it, so that a change of defaults never turns a retry into a
+mismatch. An inline image is in it by its id, which is the SHA-256 of its bytes.
 """
 
 import json

@@ -1,11 +1,12 @@
 """Which waiting jobs form the next batches, and when. Pure: the queue, the clock and the limits in, the batches out.
 
-A batch starts when `jobs_per_batch` jobs of a model wait, and a cycle takes what waits. A cycle forms as many batches as
-the queue fills; where that would need more creates than the provider allows in this hour, batches grow instead.
+A batch starts when `jobs_per_batch` jobs of a model wait, and a cycle takes what waits. A cycle forms as many batches
+as the queue fills; where that would need more creates than the provider allows in this hour, batches grow instead.
 
-Between accounts the queue is shared by deficit round robin over the bytes of their lines: each round gives every waiting
-account the same number of bytes, what it can't use yet is kept for its next round, and within an account the oldest goes
-first. So an account with ten thousand jobs delays another's single one by one line and not by ten thousand.
+Between accounts the queue is shared by deficit round robin over the bytes of their lines: each round gives every
+waiting account the same number of bytes, what it can't use yet is kept for its next round, and within an account the
+oldest goes first. So an account with ten thousand jobs delays another's single one by one line and not by ten
+thousand.
 """
 
 from collections import deque

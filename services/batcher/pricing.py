@@ -29,7 +29,9 @@ DEFAULT_PRICES = (PriceList("1", 0, {Lane.BATCH: 1, Lane.INSTANT: 5}, {}),)
 
 
 def quote(lists: Sequence[PriceList], lane: Lane, model: str, now_us: int) -> Quote:
-    """The price in force at `now_us`: of the list that came into effect last. ValueError: no list prices this lane yet."""
+    """The price in force at `now_us`: of the list that came into effect last. ValueError: no list prices this lane
+    yet.
+    """
     in_force = [prices for prices in lists if prices.effective_time_us <= now_us and lane in prices.lanes]
     if not in_force:
         raise ValueError(f"no price list in force prices the lane {lane}")
@@ -55,7 +57,7 @@ def _read_list(entry: Mapping[str, object]) -> PriceList:
     models = entry.get("models", {})
     effective = entry.get("effective_time_us", 0)
     if not isinstance(models, Mapping) or not isinstance(effective, int):
-        raise ValueError(f"models must be an object and effective_time_us a whole number, in {dict(entry)}")
+        raise ValueError(f"models must be an object and effective_time_us a whole number, in {dict(entry)}")  # noqa: TRY004 - a mistake in a setting
     return PriceList(
         str(entry.get("version", "")),
         effective,
@@ -66,7 +68,7 @@ def _read_list(entry: Mapping[str, object]) -> PriceList:
 
 def _read_amounts(amounts: object) -> dict[Lane, int]:
     if not isinstance(amounts, Mapping):
-        raise ValueError(f"prices must be an object of lane and amount, not {amounts!r}")
+        raise ValueError(f"prices must be an object of lane and amount, not {amounts!r}")  # noqa: TRY004 - a mistake in a setting
     for lane, amount in amounts.items():
         if not isinstance(amount, int) or isinstance(amount, bool) or amount <= 0:
             raise ValueError(f"the price of {lane} must be a positive whole number, not {amount!r}")

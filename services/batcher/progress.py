@@ -1,4 +1,4 @@
-"""What a waiting job waits for, as an honest sentence: no more than is known, and when it is known, until when. Pure."""
+"""What a waiting job waits for, as an honest sentence: no more than is known, and where it is known, until when."""
 
 from datetime import UTC, datetime
 

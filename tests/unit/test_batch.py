@@ -36,7 +36,8 @@ def test_progress_is_told_only_when_it_is_one():
     running = batches.adopt(batches.plan("b1", "m", 5, 0), "batch_1", 1)
     moved = batches.progress(running, "in_progress", Counts(5, 2, 0), 2)
 
-    assert moved is not None and (moved.total, moved.completed) == (5, 2)
+    assert moved is not None
+    assert (moved.total, moved.completed) == (5, 2)
     assert batches.progress(moved, "in_progress", Counts(5, 2, 0), 3) is None
     assert batches.progress(running, "validating", Counts(0, 0, 0), 3) is None
 

@@ -24,4 +24,5 @@ def test_the_first_field_that_differs_is_named_as_in_the_request():
     }
     for field, other in cases.items():
         difference = first_difference(encode(ORDER), encode(other))
-        assert difference is not None and difference.field == field
+        assert difference is not None
+        assert difference.field == field

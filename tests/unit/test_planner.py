@@ -71,7 +71,8 @@ def test_a_plan_takes_each_job_once_within_all_limits(jobs, creates_left):
     batches = plan(waiting, True, limits)
 
     taken = [uid for batch in batches for uid in batch.uids]
-    assert len(taken) == len(set(taken)) and set(taken) <= set(by_uid)
+    assert len(taken) == len(set(taken))
+    assert set(taken) <= set(by_uid)
     assert len(batches) <= creates_left
     assert sorted(job.uid for job in fair_order(waiting)) == sorted(by_uid)
     for batch in batches:

@@ -1,0 +1,135 @@
+"""Answers instant jobs at once: an attempt that is written down already, one call, its outcome written down.
+
+A call that ends in doubt may have been paid for, and is tried once more at most: the provider may be paid twice, the
+user never. An answer of an attempt that is over is dropped and counted. What a process leaves behind when it dies is
+found by its lease and tried again by another, or ended.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from prometheus_client import Counter
+
+from services.batcher.job import Answer, Change, Failure, Job, Lane, Limits, State
+from services.batcher.object_store import ObjectMissing
+from services.batcher.object_urls import ImageUrls
+from services.batcher.openai_api import OpenAIApi, ProviderBusy, ProviderDoubt, ProviderMissing, ProviderRefused
+from services.batcher.store import Store
+from services.batcher.store_batches import Loss
+from services.batcher.store_rows import JobView
+from services.chassis import logs
+
+QUEUE_JOBS_MAX = 10_000
+ORPHANS_MAX = 1_000
+BUSY_SECONDS_MAX = 5.0
+CRASHED = Failure("interrupted", "The try was interrupted on our side.")
+LATE_ANSWERS = Counter("batcher_late_answers", "Answers of attempts that were over, and dropped.", ["lane"])
+
+_log = logs.get_logger(__name__)
+
+
+class InstantLimits(NamedTuple):
+    """How instant jobs are run. lease_us: longer than a call takes, queue included."""
+
+    workers: int
+    timeout_seconds: float
+    lease_us: int
+    job: Limits
+
+
+class InstantRunner:
+    """Runs instant attempts in a bounded number of workers; `settled` is called when a job has ended."""
+
+    def __init__(
+        self, store: Store, images: ImageUrls, provider: OpenAIApi, limits: InstantLimits, ended: Callable[[], None]
+    ) -> None:
+        self._store = store
+        self._images = images
+        self._provider = provider
+        self._limits = limits
+        self._ended = ended
+        self._queue: asyncio.Queue[tuple[str, int]] = asyncio.Queue(QUEUE_JOBS_MAX)
+        self._workers: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Starts the workers."""
+        self._workers = [asyncio.create_task(self._work(), name="instant") for _ in range(self._limits.workers)]
+
+    async def close(self) -> None:
+        """Stops the workers; what they were at is found again by its lease."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+    def offer(self, running: Sequence[Job]) -> None:
+        """Takes attempts that were just begun; those beyond the queue's bound wait until their lease is over."""
+        for job in running:
+            if not self._queue.full():
+                self._queue.put_nowait((job.uid, job.attempt))
+
+    async def sweep(self) -> bool:
+        """Tries attempts again whose process is gone; True if there may be more."""
+        uids = await self._store.orphans(ORPHANS_MAX)
+        for job in await self._store.read(uids):
+            if job.state is State.RUNNING and job.lane is Lane.INSTANT:
+                self._take(await self._lose(job.uid, job.attempt, Loss(CRASHED, retryable=True)))
+        return len(uids) == ORPHANS_MAX
+
+    async def _work(self) -> None:
+        while True:
+            uid, attempt = await self._queue.get()
+            try:
+                await self._run(uid, attempt)
+            except Exception as error:
+                # The attempt stays open, and its lease brings it back: here nothing better can be done.
+                _log.exception("instant_attempt_failed", job=uid, attempt=attempt, error=type(error).__name__)
+
+    async def _run(self, uid: str, attempt: int) -> None:
+        view = await self._store.view_of(uid)
+        if view.job.state is not State.RUNNING or view.job.attempt != attempt:
+            return
+        outcome = await self._ask(view)
+        if isinstance(outcome, Answer):
+            changes = await self._store.answer(uid, attempt, outcome, self._limits.job)
+        else:
+            changes = await self._lose(uid, attempt, outcome)
+        if not changes:
+            LATE_ANSWERS.labels(Lane.INSTANT).inc()
+        self._take(changes)
+
+    async def _ask(self, view: JobView) -> Answer | Loss:
+        """One call. Nothing it may raise is left without a meaning for the job."""
+        try:
+            url = await self._images.url(view.job.account_id, view.order.image_ids[0])
+            return await self._provider.answer_now(
+                view.job.model,
+                view.order.prompt,
+                view.detail,
+                view.max_output_tokens,
+                url,
+                self._limits.timeout_seconds,
+            )
+        except ObjectMissing:
+            return Loss(Failure("image_missing", "The image is no longer stored."), retryable=False)
+        except ProviderRefused as error:
+            return Loss(Failure(error.code, error.message), retryable=not error.permanent)
+        except ProviderBusy as error:
+            await asyncio.sleep(min(error.retry_after_seconds, BUSY_SECONDS_MAX))
+            return Loss(Failure("provider_busy", str(error)), retryable=True)
+        except (ProviderDoubt, ProviderMissing) as error:
+            return Loss(Failure("provider_error", str(error)), retryable=True)
+
+    async def _lose(self, uid: str, attempt: int, loss: Loss) -> list[Change]:
+        limits = self._limits
+        return await self._store.lose(uid, attempt, loss.failure, loss.retryable, limits.job, limits.lease_us)
+
+    def _take(self, changes: Sequence[Change]) -> None:
+        """Runs what goes on, and tells of what has ended."""
+        for change in changes:
+            job = change.job
+            _log.info("instant_attempt", job=job.uid, attempt=change.before.attempt, state=job.state.value)
+            if job.state is State.RUNNING:
+                self.offer([job])
+            else:
+                self._ended()

@@ -1,0 +1,228 @@
+-- name: images_insert(account_id, image_id, media_type, width_pixels, height_pixels, size_bytes, object_key, create_time_us)!
+INSERT INTO images (account_id, image_id, media_type, width_pixels, height_pixels, size_bytes, object_key,
+    create_time_us)
+VALUES (:account_id, :image_id, :media_type, :width_pixels, :height_pixels, :size_bytes, :object_key, :create_time_us)
+ON CONFLICT (account_id, image_id) DO NOTHING;
+
+-- name: images_get(keys)
+SELECT account_id, image_id, media_type, width_pixels, height_pixels, size_bytes, object_key, create_time_us FROM
+    images
+WHERE (account_id, image_id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:keys));
+
+-- name: jobs_by_key(keys)
+SELECT uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us,
+    hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state,
+    attempt, batch_id, cancel_requested, last_revision, request FROM jobs
+WHERE (account_id, job_id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:keys)) AND NOT superseded
+ORDER BY uid;
+
+-- name: jobs_lock(uids)
+SELECT uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us,
+    hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state,
+    attempt, batch_id, cancel_requested, last_revision FROM jobs WHERE uid IN (SELECT value FROM json_each(:uids))
+    ORDER BY uid;
+
+-- name: jobs_read(uids)
+SELECT uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us,
+    hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state,
+    attempt, batch_id, cancel_requested, last_revision FROM jobs WHERE uid IN (SELECT value FROM json_each(:uids))
+    ORDER BY uid;
+
+-- name: jobs_supersede(uid)!
+UPDATE jobs SET superseded = 1 WHERE uid = :uid AND state = 'REJECTED';
+
+-- name: jobs_insert(uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us, hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state, attempt, batch_id, cancel_requested, last_revision, detail, max_output_tokens, request)!
+INSERT INTO jobs (uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes,
+    deadline_us, hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us,
+    hold_expire_time_us, state, attempt, batch_id, cancel_requested, last_revision, detail, max_output_tokens,
+    request)
+VALUES (:uid, :account_id, :job_id, :payer_account_id, :lane, :model, :price, :price_version, :line_bytes,
+    :deadline_us, :hold_duration_us, :create_time_us, :update_time_us, :queue_time_us, :not_before_us,
+    :hold_expire_time_us, :state, :attempt, :batch_id, :cancel_requested, :last_revision, :detail,
+    :max_output_tokens, :request);
+
+-- name: jobs_update(rows)!
+UPDATE jobs SET
+    state = r.state, attempt = r.attempt, batch_id = r.batch_id, cancel_requested = r.cancel_requested,
+    update_time_us = r.update_time_us, queue_time_us = r.queue_time_us, not_before_us = r.not_before_us,
+    hold_expire_time_us = r.hold_expire_time_us, last_revision = r.last_revision,
+    answer = coalesce(r.answer, jobs.answer), finish_reason = coalesce(r.finish_reason, jobs.finish_reason),
+        input_tokens = coalesce(r.input_tokens, jobs.input_tokens), output_tokens = coalesce(r.output_tokens,
+    jobs.output_tokens),
+    failure_code = coalesce(r.failure_code, jobs.failure_code),
+    failure_message = coalesce(r.failure_message, jobs.failure_message)
+FROM (
+        SELECT value ->> 'uid' AS uid, value ->> 'was_state' AS was_state, value ->> 'was_attempt' AS was_attempt,
+    value ->> 'state' AS state, value ->> 'attempt' AS attempt, value ->> 'batch_id' AS batch_id, value ->>
+    'cancel_requested' AS cancel_requested, value ->> 'update_time_us' AS update_time_us, value ->> 'queue_time_us'
+    AS queue_time_us, value ->> 'not_before_us' AS not_before_us, value ->> 'hold_expire_time_us' AS
+    hold_expire_time_us, value ->> 'last_revision' AS last_revision, value ->> 'answer' AS answer, value ->>
+    'finish_reason' AS finish_reason, value ->> 'input_tokens' AS input_tokens, value ->> 'output_tokens' AS
+    output_tokens, value ->> 'failure_code' AS failure_code, value ->> 'failure_message' AS failure_message
+    FROM json_each(:rows)
+) AS r
+WHERE jobs.uid = r.uid AND jobs.state = r.was_state AND jobs.attempt = r.was_attempt;
+
+-- name: jobs_renew(rows)!
+UPDATE jobs SET hold_expire_time_us = r.hold_expire_time_us
+FROM (
+    SELECT value ->> 'uid' AS uid, value ->> 'hold_expire_time_us' AS hold_expire_time_us
+    FROM json_each(:rows)
+) AS r
+WHERE jobs.uid = r.uid AND jobs.hold_expire_time_us < r.hold_expire_time_us;
+
+-- name: job_view_by_key(account_id, job_id)^
+SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane, jobs.model, jobs.price,
+    jobs.price_version, jobs.line_bytes, jobs.deadline_us, jobs.hold_duration_us, jobs.create_time_us,
+    jobs.update_time_us, jobs.queue_time_us, jobs.not_before_us, jobs.hold_expire_time_us, jobs.state, jobs.attempt,
+    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.detail, jobs.max_output_tokens, jobs.request,
+    jobs.answer, jobs.finish_reason, jobs.input_tokens, jobs.output_tokens, jobs.failure_code, jobs.failure_message,
+    settlements.action, settlements.amount, settlements.state AS settlement_state FROM jobs LEFT JOIN settlements ON
+    settlements.uid = jobs.uid
+WHERE jobs.account_id = :account_id AND jobs.job_id = :job_id AND NOT jobs.superseded;
+
+-- name: job_view(uid)^
+SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane, jobs.model, jobs.price,
+    jobs.price_version, jobs.line_bytes, jobs.deadline_us, jobs.hold_duration_us, jobs.create_time_us,
+    jobs.update_time_us, jobs.queue_time_us, jobs.not_before_us, jobs.hold_expire_time_us, jobs.state, jobs.attempt,
+    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.detail, jobs.max_output_tokens, jobs.request,
+    jobs.answer, jobs.finish_reason, jobs.input_tokens, jobs.output_tokens, jobs.failure_code, jobs.failure_message,
+    settlements.action, settlements.amount, settlements.state AS settlement_state FROM jobs LEFT JOIN settlements ON
+    settlements.uid = jobs.uid WHERE jobs.uid = :uid;
+
+-- name: job_views(account_id, state, before_uid, count)
+SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane, jobs.model, jobs.price,
+    jobs.price_version, jobs.line_bytes, jobs.deadline_us, jobs.hold_duration_us, jobs.create_time_us,
+    jobs.update_time_us, jobs.queue_time_us, jobs.not_before_us, jobs.hold_expire_time_us, jobs.state, jobs.attempt,
+    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.detail, jobs.max_output_tokens, jobs.request,
+    jobs.answer, jobs.finish_reason, jobs.input_tokens, jobs.output_tokens, jobs.failure_code, jobs.failure_message,
+    settlements.action, settlements.amount, settlements.state AS settlement_state FROM jobs LEFT JOIN settlements ON
+    settlements.uid = jobs.uid
+WHERE jobs.account_id = :account_id AND NOT jobs.superseded
+    AND (:state = '' OR jobs.state = :state) AND (:before_uid = '' OR jobs.uid < :before_uid)
+ORDER BY jobs.uid DESC LIMIT :count;
+
+-- name: jobs_admitting(before_us, count)
+SELECT uid FROM jobs WHERE state = 'ADMITTING' AND update_time_us <= :before_us ORDER BY uid LIMIT :count;
+
+-- name: jobs_overdue(now_us, count)
+SELECT uid FROM jobs WHERE state IN ('ADMITTING', 'QUEUED') AND deadline_us <= :now_us ORDER BY uid LIMIT :count;
+
+-- name: jobs_renewable(before_us, count)
+SELECT uid FROM jobs WHERE state IN ('QUEUED', 'BATCHED', 'RUNNING') AND hold_expire_time_us < :before_us
+ORDER BY hold_expire_time_us LIMIT :count;
+
+-- name: queue_depths(now_us)
+SELECT model, count(*) AS jobs FROM jobs WHERE state = 'QUEUED' AND not_before_us <= :now_us GROUP BY model;
+
+-- name: queue_page(now_us, count_per_account, count)
+SELECT uid, account_id, model, line_bytes, queue_time_us FROM (
+    SELECT uid, account_id, model, line_bytes, queue_time_us,
+        row_number() OVER (PARTITION BY model, account_id ORDER BY queue_time_us, uid) AS place
+    FROM jobs WHERE state = 'QUEUED' AND not_before_us <= :now_us
+) AS queue
+WHERE place <= :count_per_account ORDER BY place, queue_time_us, uid LIMIT :count;
+
+-- name: attempts_insert(uid, attempt, batch_id, start_time_us, lease_time_us)!
+INSERT INTO attempts (uid, attempt, batch_id, start_time_us, end_time_us, lease_time_us, outcome)
+VALUES (:uid, :attempt, :batch_id, :start_time_us, 0, :lease_time_us, '');
+
+-- name: attempts_end(uid, attempt, end_time_us, outcome)!
+UPDATE attempts SET end_time_us = :end_time_us, outcome = :outcome
+WHERE uid = :uid AND attempt = :attempt AND outcome = '';
+
+-- name: attempts_orphaned(now_us, count)
+SELECT uid FROM attempts WHERE batch_id = '' AND outcome = '' AND lease_time_us <= :now_us ORDER BY uid LIMIT :count;
+
+-- name: settlements_insert(uid, action, amount, create_time_us)!
+INSERT INTO settlements (uid, action, amount, state, create_time_us, update_time_us, refusal)
+VALUES (:uid, :action, :amount, 'PENDING', :create_time_us, :create_time_us, '');
+
+-- name: settlements_pending(after_uid, count)
+SELECT uid, action, amount, state FROM settlements WHERE state = 'PENDING' AND uid > :after_uid
+ORDER BY uid LIMIT :count;
+
+-- name: settlements_lock(uids)
+SELECT uid, action, amount, state FROM settlements WHERE uid IN (SELECT value FROM json_each(:uids)) ORDER BY uid;
+
+-- name: settlements_update(uid, state, update_time_us, refusal)!
+UPDATE settlements SET state = :state, update_time_us = :update_time_us, refusal = :refusal
+WHERE uid = :uid AND state = 'PENDING';
+
+-- name: batches_insert(batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id, provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision)!
+INSERT INTO batches (batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission,
+    provider_batch_id, provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent,
+    problem, last_revision)
+VALUES (:batch_id, :model, :state, :jobs, :create_time_us, :update_time_us, :not_before_us, :submission,
+    :provider_batch_id, :provider_state, :total, :completed, :failed, :output_file_id, :error_file_id, :cancel_sent,
+    :problem, :last_revision);
+
+-- name: batches_update(batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id, provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision)!
+UPDATE batches SET
+    state = :state, jobs = :jobs, update_time_us = :update_time_us, not_before_us = :not_before_us,
+        submission = :submission, provider_batch_id = :provider_batch_id, provider_state = :provider_state, total =
+    :total,
+    completed = :completed, failed = :failed, output_file_id = :output_file_id, error_file_id = :error_file_id,
+    cancel_sent = :cancel_sent, problem = :problem, last_revision = :last_revision
+WHERE batch_id = :batch_id AND model = :model AND create_time_us = :create_time_us;
+
+-- name: batches_lock(batch_ids)
+SELECT batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id,
+    provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision
+    FROM batches WHERE batch_id IN (SELECT value FROM json_each(:batch_ids)) ORDER BY batch_id;
+
+-- name: batch_get(batch_id)^
+SELECT batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id,
+    provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision
+    FROM batches WHERE batch_id = :batch_id;
+
+-- name: batches_open()
+SELECT batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id,
+    provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision
+    FROM batches WHERE state <> 'CLOSED' ORDER BY batch_id;
+
+-- name: batches_unwanted()
+SELECT batch_id FROM batches
+WHERE state = 'RUNNING' AND NOT cancel_sent AND NOT EXISTS (
+    SELECT 1 FROM jobs
+    WHERE jobs.batch_id = batches.batch_id AND jobs.state IN ('BATCHED', 'RUNNING') AND NOT jobs.cancel_requested
+);
+
+-- name: batch_members(batch_id, after_uid, count)
+SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane, jobs.model, jobs.price,
+    jobs.price_version, jobs.line_bytes, jobs.deadline_us, jobs.hold_duration_us, jobs.create_time_us,
+    jobs.update_time_us, jobs.queue_time_us, jobs.not_before_us, jobs.hold_expire_time_us, jobs.state, jobs.attempt,
+    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.detail, jobs.max_output_tokens, jobs.request
+FROM attempts JOIN jobs ON jobs.uid = attempts.uid
+WHERE attempts.batch_id = :batch_id AND attempts.outcome = '' AND attempts.uid > :after_uid
+ORDER BY attempts.uid LIMIT :count;
+
+-- name: batch_member_uids(batch_id)
+SELECT uid FROM attempts WHERE batch_id = :batch_id AND outcome = '' ORDER BY uid;
+
+-- name: batch_unstarted(batch_id, count)
+SELECT uid FROM jobs WHERE batch_id = :batch_id AND state = 'BATCHED' ORDER BY uid LIMIT :count;
+
+-- name: submissions_insert(batch_id, attempt, intent_id, provider_identity, create_time_us)!
+INSERT INTO submissions (
+        batch_id, attempt, intent_id, provider_identity, input_file_id, provider_batch_id, state, create_time_us,
+    doubt_time_us
+)
+VALUES (:batch_id, :attempt, :intent_id, :provider_identity, '', '', 'OPEN', :create_time_us, 0);
+
+-- name: submission_open(batch_id)^
+SELECT batch_id, attempt, intent_id, provider_identity, input_file_id, provider_batch_id, state, create_time_us,
+    doubt_time_us FROM submissions WHERE batch_id = :batch_id AND state = 'OPEN';
+
+-- name: submissions_update(batch_id, attempt, input_file_id, provider_batch_id, state, doubt_time_us)!
+UPDATE submissions SET
+        input_file_id = :input_file_id, provider_batch_id = :provider_batch_id, state = :state, doubt_time_us =
+    :doubt_time_us
+WHERE batch_id = :batch_id AND attempt = :attempt AND state = 'OPEN';
+
+-- name: submissions_count(since_us)^
+SELECT count(*) AS submissions FROM submissions WHERE create_time_us > :since_us;
+
+-- name: submissions_doubted(since_us)
+SELECT batch_id, attempt, intent_id, provider_identity, input_file_id, provider_batch_id, state, create_time_us,
+    doubt_time_us FROM submissions WHERE create_time_us > :since_us AND doubt_time_us > 0 AND state <> 'OPEN';

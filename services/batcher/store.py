@@ -1,0 +1,322 @@
+"""The jobs in the database: each command is one transaction, and what it may do is decided by `job`.
+
+submit      a group of new jobs, or the ones that their keys stand for already
+admit       what the wallet said about jobs in ADMITTING
+cancel, expire, lose_holds, renew, answer, retry
+settle      what the wallet said about settlements
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from services.batcher import batch as batches
+from services.batcher import job as jobs
+from services.batcher.batch import line_bytes
+from services.batcher.errors import IdempotencyMismatch, ImageNotFound, JobEnded, JobNotFound
+from services.batcher.job import Action, Answer, Change, Failure, Job, Limits, Settlement, SettlementState, State
+from services.batcher.order import first_difference
+from services.batcher.store_rows import JobView, Stored, check, job_of, lock_batches, lock_jobs, view_of, write
+from services.chassis import journal
+from services.chassis.database import Database, Row, Transaction
+from services.chassis.leases import Lease
+
+ROWS_MAX = 1_000
+
+
+class NewJob(NamedTuple):
+    """A job to store. order: as encoded by `order`; its line's size is computed from its images when it is stored."""
+
+    job: Job
+    order: str
+    image_ids: tuple[str, ...]
+    detail: str
+    max_output_tokens: int
+    actor: str
+
+
+class Submitted(NamedTuple):
+    """The job that a key stands for now. replayed: it did before."""
+
+    job: Job
+    replayed: bool
+
+
+class Image(NamedTuple):
+    """A stored image, as its row."""
+
+    account_id: str
+    image_id: str
+    media_type: str
+    width_pixels: int
+    height_pixels: int
+    size_bytes: int
+    object_key: str
+    create_time_us: int
+
+
+class Store(Stored):
+    """Jobs, images and settlements. inline: images travel in the lines of a batch, so that their bytes count."""
+
+    def __init__(self, database: Database, wake: Callable[[], None], inline: bool) -> None:
+        super().__init__(database, wake)
+        self._inline = inline
+
+    async def head(self) -> journal.Head:
+        """The journal's end."""
+        async with self.database.reading() as tx:
+            return await journal.read_head(tx)
+
+    async def add_image(self, image: Image) -> Image:
+        """Stores an image's row once; gives the one that stands."""
+        async with self.database.transaction() as tx:
+            await tx.run("images_insert", **image._asdict())
+            stored = await _images(tx, [(image.account_id, image.image_id)])
+        return stored[image.account_id, image.image_id]
+
+    async def images(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Image]:
+        """Images by (account_id, image_id); unknown ones are left out."""
+        async with self.database.reading() as tx:
+            return await _images(tx, keys)
+
+    async def view(self, account_id: str, job_id: str) -> JobView:
+        """A job as it is now. Raises JobNotFound."""
+        async with self.database.reading() as tx:
+            return await _view(tx, account_id, job_id)
+
+    async def view_at(self, account_id: str, job_id: str) -> tuple[JobView, journal.Head]:
+        """A job and the journal's end, of one moment. Raises JobNotFound."""
+        async with self.database.reading() as tx:
+            return await _view(tx, account_id, job_id), await journal.read_head(tx)
+
+    async def view_of(self, uid: str) -> JobView:
+        """A job by our id."""
+        async with self.database.reading() as tx:
+            row = await tx.row("job_view", uid=uid)
+        if row is None:
+            raise JobNotFound("", uid)
+        return view_of(row)
+
+    async def views(self, account_id: str, state: str, before_uid: str, count: int) -> list[JobView]:
+        """An account's jobs, newest first. state and before_uid may be empty."""
+        async with self.database.reading() as tx:
+            rows = await tx.rows("job_views", account_id=account_id, state=state, before_uid=before_uid, count=count)
+        return [view_of(row) for row in rows]
+
+    async def submit(self, commands: Sequence[NewJob]) -> list[Submitted | Exception]:
+        """Stores a group of new jobs. A key that is known gives the job it stands for, ImageNotFound or
+        IdempotencyMismatch; a job that the wallet rejected stored nothing, so its key is free again.
+        """
+        async with self.database.transaction() as tx:
+            now_us = await tx.now_us()
+            rows = await tx.rows("jobs_by_key", keys=_keys({(c.job.account_id, c.job.job_id) for c in commands}))
+            known = {(row["account_id"], row["job_id"]): (job_of(row), row["request"]) for row in rows}
+            images = await _images(tx, {(c.job.account_id, image_id) for c in commands for image_id in c.image_ids})
+            results: list[Submitted | Exception] = []
+            new: list[tuple[NewJob, Change]] = []
+            superseded: list[tuple[str]] = []
+            for command in commands:
+                key = (command.job.account_id, command.job.job_id)
+                before = known.get(key)
+                if before is not None and before[0].state is not State.REJECTED:
+                    results.append(_again(command, *before, images))
+                    continue
+                missing = _missing_image(command, images)
+                if missing is not None:
+                    results.append(missing)
+                    continue
+                if before is not None:
+                    superseded.append((before[0].uid,))
+                accepted = self._accepted(command, images, now_us)
+                known[key] = (accepted, command.order)
+                new.append((command, jobs.accept(accepted)))
+                results.append(Submitted(accepted, False))
+            written = await self._insert(tx, new, superseded, now_us)
+        self._wake()
+        return [r._replace(job=written.get(r.job.uid, r.job)) if isinstance(r, Submitted) else r for r in results]
+
+    def _accepted(self, command: NewJob, images: Mapping[tuple[str, str], Image], now_us: int) -> Job:
+        image_bytes = sum(images[command.job.account_id, image_id].size_bytes for image_id in command.image_ids)
+        size = line_bytes(len(command.order), image_bytes, self._inline)
+        return command.job._replace(line_bytes=size, create_time_us=now_us, update_time_us=now_us)
+
+    async def _insert(
+        self, tx: Transaction, new: Sequence[tuple[NewJob, Change]], superseded: Sequence[tuple[str]], now_us: int
+    ) -> dict[str, Job]:
+        if not new:
+            return {}
+        await tx.run_many("jobs_supersede", superseded)
+        done, _ = await write(
+            tx,
+            now_us,
+            [change for _, change in new],
+            actors={command.job.uid: command.actor for command, _ in new},
+            orders={c.job.uid: (c.detail, c.max_output_tokens, c.order) for c, _ in new},
+        )
+        return {change.job.uid: change.job for change in done}
+
+    async def admit(
+        self, outcomes: Mapping[str, int | Failure], lease_us: int, lease: Lease | None = None
+    ) -> list[Change]:
+        """Writes what the wallet said about jobs, until when it holds their tokens or why not: they queue, run or end.
+
+        lease_us: how long an instant attempt that begins here is left to this process.
+        """
+
+        def decide(job: Job, now_us: int) -> Change | None:
+            outcome = outcomes[job.uid]
+            if isinstance(outcome, Failure):
+                return jobs.refuse(job, outcome, now_us)
+            return jobs.hold(job, outcome, now_us)
+
+        return await self._change(outcomes, decide, lease, lease_us=lease_us)
+
+    async def cancel(self, account_id: str, job_id: str, actor: str) -> tuple[JobView, bool]:
+        """Ends a job or notes the wish to. Gives the job and whether it was asked before. Raises JobNotFound,
+        JobEnded.
+        """
+        async with self.database.transaction() as tx:
+            now_us = await tx.now_us()
+            rows = await tx.rows("jobs_by_key", keys=_keys({(account_id, job_id)}))
+            if not rows:
+                raise JobNotFound(account_id, job_id)
+            job = job_of(rows[0])
+            if jobs.is_final(job) and job.state is not State.CANCELLED:
+                raise JobEnded(job_id, job.state)
+            batch = (await lock_batches(tx, [job.batch_id])).get(job.batch_id)
+            frozen = batch is not None and batch.state is not batches.State.PLANNED
+            change = jobs.cancel(job, frozen, now_us)
+            if change is not None:
+                await write(tx, now_us, [change], actors={job.uid: actor})
+            view = await _view(tx, account_id, job_id)
+        self._wake()
+        return view, change is None
+
+    async def expire(self, lease: Lease | None = None) -> list[Change]:
+        """Ends up to 1,000 jobs whose deadline passed while they waited."""
+        async with self.database.reading() as tx:
+            rows = await tx.rows("jobs_overdue", now_us=await tx.now_us(), count=ROWS_MAX)
+        return await self._change([row[0] for row in rows], jobs.expire, lease)
+
+    async def lose_holds(self, uids: Sequence[str], lease: Lease | None = None) -> list[Change]:
+        """Ends queued jobs whose tokens the wallet has given back."""
+        return await self._change(uids, jobs.lose_hold, lease)
+
+    async def answer(self, uid: str, attempt: int, answer: Answer, limits: Limits) -> list[Change]:
+        """Writes the answer of an instant attempt; nothing if the attempt is an old one."""
+        return await self._change([uid], lambda job, now_us: jobs.succeed(job, attempt, answer, limits, now_us))
+
+    async def lose(
+        self, uid: str, attempt: int, failure: Failure, retryable: bool, limits: Limits, lease_us: int
+    ) -> list[Change]:
+        """Writes the loss of an instant attempt: the next one begins, or the job ends."""
+
+        def decide(job: Job, now_us: int) -> Change | None:
+            return jobs.lose(job, attempt, failure, retryable, limits, now_us)
+
+        return await self._change([uid], decide, lease_us=lease_us)
+
+    async def settle(self, refusals: Mapping[str, str], lease: Lease | None = None) -> list[Change]:
+        """Writes what the wallet said about settlements, by uid: why it refused, or nothing where it took them."""
+        async with self.database.transaction() as tx:
+            await check(tx, lease)
+            now_us = await tx.now_us()
+            locked = await lock_jobs(tx, refusals)
+            rows = await tx.rows("settlements_lock", uids=json.dumps(sorted(refusals)))
+            owed = {row["uid"]: _settlement(row) for row in rows}
+            changes = [
+                change
+                for job in locked
+                if job.uid in owed and (change := jobs.settle(job, owed[job.uid], not refusals[job.uid], now_us))
+            ]
+            await tx.run_many(
+                "settlements_update",
+                [(c.job.uid, c.settlement.state.value, now_us, refusals[c.job.uid]) for c in changes if c.settlement],
+            )
+            written, _ = await write(tx, now_us, changes)
+        self._wake()
+        return written
+
+    async def pending_settlements(self, after_uid: str, count: int) -> list[tuple[str, Settlement]]:
+        """Settlements that the wallet has not answered, by uid."""
+        async with self.database.reading() as tx:
+            rows = await tx.rows("settlements_pending", after_uid=after_uid, count=count)
+        return [(row["uid"], _settlement(row)) for row in rows]
+
+    async def admitting(self, before_us: int, count: int) -> list[str]:
+        """Jobs that have waited for the wallet since before the given time."""
+        async with self.database.reading() as tx:
+            rows = await tx.rows("jobs_admitting", before_us=before_us, count=count)
+        return [row[0] for row in rows]
+
+    async def renewable(self, before_us: int, count: int) -> list[str]:
+        """Open jobs whose hold ends before the given time, the most urgent first."""
+        async with self.database.reading() as tx:
+            rows = await tx.rows("jobs_renewable", before_us=before_us, count=count)
+        return [row[0] for row in rows]
+
+    async def orphans(self, count: int) -> list[str]:
+        """Instant jobs whose attempt was begun by a process that is gone."""
+        async with self.database.reading() as tx:
+            rows = await tx.rows("attempts_orphaned", now_us=await tx.now_us(), count=count)
+        return [row[0] for row in rows]
+
+    async def read(self, uids: Sequence[str]) -> list[Job]:
+        """Jobs by our ids."""
+        async with self.database.reading() as tx:
+            return [job_of(row) for row in await tx.rows("jobs_read", uids=json.dumps(sorted(uids)))]
+
+    async def _change(
+        self,
+        uids: Iterable[str],
+        decide: Callable[[Job, int], Change | None],
+        lease: Lease | None = None,
+        lease_us: int = 0,
+    ) -> list[Change]:
+        """Locks jobs, decides about each, writes what changed."""
+        wanted = list(uids)
+        if not wanted:
+            return []
+        async with self.database.transaction() as tx:
+            await check(tx, lease)
+            now_us = await tx.now_us()
+            changes = [change for job in await lock_jobs(tx, wanted) if (change := decide(job, now_us))]
+            written, _ = await write(tx, now_us, changes, lease_us=lease_us)
+        if written:
+            self._wake()
+        return written
+
+
+def _again(command: NewJob, before: Job, order: str, images: Mapping[tuple[str, str], Image]) -> Submitted | Exception:
+    """What a key gives that stands for a job already."""
+    difference = first_difference(order, command.order)
+    if difference is None:
+        # A group whose outcome was unknown is run again, and then finds what it has written itself.
+        return Submitted(before, before.uid != command.job.uid)
+    return _missing_image(command, images) or IdempotencyMismatch(command.job.job_id, *difference)
+
+
+def _missing_image(command: NewJob, images: Mapping[tuple[str, str], Image]) -> ImageNotFound | None:
+    account_id = command.job.account_id
+    missing = [image_id for image_id in command.image_ids if (account_id, image_id) not in images]
+    return ImageNotFound(account_id, missing[0]) if missing else None
+
+
+def _settlement(row: Row) -> Settlement:
+    return Settlement(Action(row["action"]), row["amount"], SettlementState(row["state"]))
+
+
+def _keys(pairs: Iterable[tuple[str, str]]) -> str:
+    return json.dumps(sorted(pairs))
+
+
+async def _images(tx: Transaction, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Image]:
+    rows = await tx.rows("images_get", keys=_keys(set(keys)))
+    return {(image.account_id, image.image_id): image for image in map(Image._make, rows)}
+
+
+async def _view(tx: Transaction, account_id: str, job_id: str) -> JobView:
+    row = await tx.row("job_view_by_key", account_id=account_id, job_id=job_id)
+    if row is None:
+        raise JobNotFound(account_id, job_id)
+    return view_of(row)

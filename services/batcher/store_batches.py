@@ -1,0 +1,291 @@
+"""The batches in the database: each command is one transaction, and what it may do is decided by `batch` and `job`.
+
+    plan ──► freeze ──► record_input ──► adopt, start ──► progress ──► end ──► apply, lose_members ──► close
+               ▲                           │
+               └───────── abandon ─────────┘
+
+Each takes the lease of the loop that runs it, so that a replica which has lost its lease writes nothing any more.
+"""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import NamedTuple
+
+from services.batcher import batch as batches
+from services.batcher import job as jobs
+from services.batcher.batch import Batch, Counts, State, Submission, SubmissionState
+from services.batcher.job import Answer, Change, Failure, Job, Limits
+from services.batcher.planner import Planned, Waiting
+from services.batcher.store_rows import (
+    Member,
+    Note,
+    Stored,
+    batch_of,
+    check,
+    lock_batches,
+    lock_jobs,
+    member_of,
+    submission_of,
+    write,
+)
+from services.chassis.database import Transaction
+from services.chassis.leases import Lease
+
+LINES_MAX = 1_000
+
+
+class Loss(NamedTuple):
+    """An attempt without an answer. not_before_us: the provider asked to wait until then, which costs no attempt."""
+
+    failure: Failure
+    retryable: bool
+    not_before_us: int = 0
+
+
+class Result(NamedTuple):
+    """What became of one attempt of a job."""
+
+    uid: str
+    attempt: int
+    outcome: Answer | Loss
+
+
+class BatchStore(Stored):
+    """Batches, their members and their submissions."""
+
+    async def depths(self) -> dict[str, int]:
+        """How many jobs may be planned now, by model."""
+        async with self.database.reading() as tx:
+            rows = await tx.rows("queue_depths", now_us=await tx.now_us())
+        return {row["model"]: row["jobs"] for row in rows}
+
+    async def queue(self, count_per_account: int, count: int) -> list[Waiting]:
+        """Jobs that may be planned now: the oldest of every account, so that a long queue of one hides nobody."""
+        async with self.database.reading() as tx:
+            now_us = await tx.now_us()
+            rows = await tx.rows("queue_page", now_us=now_us, count_per_account=count_per_account, count=count)
+        return [Waiting(*row) for row in rows]
+
+    async def plan(self, planned: Planned, batch_id: str, lease: Lease) -> Batch | None:
+        """Makes a batch of the jobs that are still free; None when all were gone."""
+        async with self.database.transaction() as tx:
+            await check(tx, lease)
+            now_us = await tx.now_us()
+            changes = [c for job in await lock_jobs(tx, planned.uids) if (c := jobs.plan(job, batch_id, now_us))]
+            if not changes:
+                return None
+            batch = batches.plan(batch_id, planned.model, len(changes), now_us)
+            _, notes = await write(tx, now_us, changes, [_note("batch.planned", batch)])
+        self._wake()
+        return notes[0].batch
+
+    async def open_batches(self) -> list[Batch]:
+        """Batches that are not closed, oldest first."""
+        async with self.database.reading() as tx:
+            return [batch_of(row) for row in await tx.rows("batches_open")]
+
+    async def batch(self, batch_id: str) -> Batch | None:
+        """A batch as it is now."""
+        async with self.database.reading() as tx:
+            row = await tx.row("batch_get", batch_id=batch_id)
+        return None if row is None else batch_of(row)
+
+    async def members(self, batch_id: str) -> AsyncIterator[Member]:
+        """The jobs of a batch that have no outcome yet, in uid order, read in pages."""
+        after_uid = ""
+        while True:
+            async with self.database.reading() as tx:
+                rows = await tx.rows("batch_members", batch_id=batch_id, after_uid=after_uid, count=LINES_MAX)
+            for row in rows:
+                yield member_of(row)
+            if len(rows) < LINES_MAX:
+                return
+            after_uid = rows[-1]["uid"]
+
+    async def submission(self, batch_id: str) -> Submission | None:
+        """The batch's open submission."""
+        async with self.database.reading() as tx:
+            row = await tx.row("submission_open", batch_id=batch_id)
+        return None if row is None else submission_of(row)
+
+    async def submissions_since(self, since_us: int) -> int:
+        """How many submissions were opened since then."""
+        async with self.database.reading() as tx:
+            row = await tx.row("submissions_count", since_us=since_us)
+        return int(row[0]) if row else 0
+
+    async def doubted(self, since_us: int) -> list[Submission]:
+        """Closed submissions opened since then that were once in doubt: a second batch of theirs may turn up."""
+        async with self.database.reading() as tx:
+            return [submission_of(row) for row in await tx.rows("submissions_doubted", since_us=since_us)]
+
+    async def freeze(
+        self, batch_id: str, lost: Mapping[str, Failure], intent_id: str, provider_identity: str, lease: Lease
+    ) -> Submission | None:
+        """Freezes the members and opens a submission; jobs that are lost, late or cancelled leave before that.
+
+        None: nobody was left, and the batch is closed.
+        """
+        async with self.database.transaction() as tx:
+            await check(tx, lease)
+            now_us = await tx.now_us()
+            members = await lock_jobs(tx, await _member_uids(tx, batch_id))
+            batch = (await lock_batches(tx, [batch_id]))[batch_id]
+            if batch.state is not State.PLANNED:
+                return None
+            changes = [change for job in members if (change := _leave(job, lost, now_us))]
+            left = len(members) - len(changes)
+            if left:
+                after = batches.freeze(batch, left, now_us)
+                note = _note("batch.submitting", after)
+            else:
+                note = _note("batch.closed", batches.close(batch, now_us))
+            await write(tx, now_us, changes, [note])
+            if left:
+                await tx.run(
+                    "submissions_insert",
+                    batch_id=batch_id,
+                    attempt=after.submission,
+                    intent_id=intent_id,
+                    provider_identity=provider_identity,
+                    create_time_us=now_us,
+                )
+            row = await tx.row("submission_open", batch_id=batch_id)
+        self._wake()
+        return None if row is None else submission_of(row)
+
+    async def record(self, submission: Submission, lease: Lease) -> Submission:
+        """Writes an open submission: its input file's id, or since when it is in doubt."""
+        async with self.database.transaction() as tx:
+            await check(tx, lease)
+            await _write_submission(tx, submission)
+        return submission
+
+    async def adopt(self, submission: Submission, provider_batch_id: str, lease: Lease) -> None:
+        """The provider has the batch: writes its id first, then starts the jobs, in groups."""
+        async with self.database.transaction() as tx:
+            await check(tx, lease)
+            now_us = await tx.now_us()
+            batch = (await lock_batches(tx, [submission.batch_id]))[submission.batch_id]
+            adopted = submission._replace(state=SubmissionState.ADOPTED, provider_batch_id=provider_batch_id)
+            if batch.state is not State.SUBMITTING or not await _write_submission(tx, adopted):
+                return
+            await write(tx, now_us, [], [_note("batch.running", batches.adopt(batch, provider_batch_id, now_us))])
+        while await self.start(submission.batch_id, lease):
+            pass
+
+    async def start(self, batch_id: str, lease: Lease) -> int:
+        """Moves up to 1,000 jobs of an adopted batch to RUNNING; gives how many."""
+        async with self.database.reading() as tx:
+            rows = await tx.rows("batch_unstarted", batch_id=batch_id, count=LINES_MAX)
+        if not rows:
+            return 0
+        async with self.database.transaction() as tx:
+            await check(tx, lease)
+            now_us = await tx.now_us()
+            locked = await lock_jobs(tx, [row[0] for row in rows])
+            changes = [change for job in locked if (change := jobs.start(job, job.attempt, now_us))]
+            await write(tx, now_us, changes)
+        self._wake()
+        return len(changes)
+
+    async def abandon(self, submission: Submission, not_before_us: int, lease: Lease) -> None:
+        """The provider has not got the batch and never will through this submission: the next may be opened."""
+        async with self.database.transaction() as tx:
+            await check(tx, lease)
+            now_us = await tx.now_us()
+            batch = (await lock_batches(tx, [submission.batch_id]))[submission.batch_id]
+            abandoned = submission._replace(state=SubmissionState.ABANDONED)
+            if await _write_submission(tx, abandoned) and batch.state is State.SUBMITTING:
+                await write(tx, now_us, [], [_note("batch.abandoned", batches.abandon(batch, not_before_us, now_us))])
+
+    async def update(self, batch: Batch, kind: str, lease: Lease) -> None:
+        """Writes a batch that one of `batch`'s functions gave, unless another has changed it since it was read."""
+        async with self.database.transaction() as tx:
+            await check(tx, lease)
+            before = (await lock_batches(tx, [batch.batch_id]))[batch.batch_id]
+            if before.last_revision != batch.last_revision:
+                return
+            await write(tx, await tx.now_us(), [], [_note(kind, batch)])
+        self._wake()
+
+    async def unwanted(self) -> list[str]:
+        """Running batches whose every job is to be cancelled."""
+        async with self.database.reading() as tx:
+            return [row[0] for row in await tx.rows("batches_unwanted")]
+
+    async def apply(self, batch_id: str, results: Sequence[Result], limits: Limits, lease: Lease) -> list[Change]:
+        """Writes up to 1,000 results of a batch; those of attempts that are over are dropped: the answer is shorter."""
+        by_uid = {result.uid: result for result in results}
+        async with self.database.transaction() as tx:
+            await check(tx, lease)
+            now_us = await tx.now_us()
+            locked = await lock_jobs(tx, by_uid)
+            changes = [
+                change
+                for job in locked
+                if job.batch_id == batch_id and (change := _apply(job, by_uid[job.uid], limits, now_us))
+            ]
+            written, _ = await write(tx, now_us, changes)
+        self._wake()
+        return written
+
+    async def lose_members(self, batch_id: str, loss: Loss, limits: Limits, lease: Lease) -> int:
+        """Gives up to 1,000 members without an outcome the same loss; gives how many it were."""
+        async with self.database.reading() as tx:
+            uids = (await _member_uids(tx, batch_id))[:LINES_MAX]
+            rows = await tx.rows("jobs_read", uids=json.dumps(uids))
+        results = [Result(row["uid"], row["attempt"], loss) for row in rows]
+        return len(await self.apply(batch_id, results, limits, lease)) if results else 0
+
+    async def close(self, batch_id: str, lease: Lease) -> bool:
+        """Closes a batch whose every member has its outcome; False while one has none."""
+        async with self.database.transaction() as tx:
+            await check(tx, lease)
+            if await _member_uids(tx, batch_id):
+                return False
+            now_us = await tx.now_us()
+            batch = (await lock_batches(tx, [batch_id]))[batch_id]
+            if batch.state is not State.CLOSED:
+                await write(tx, now_us, [], [_note("batch.closed", batches.close(batch, now_us))])
+        self._wake()
+        return True
+
+
+def _leave(job: Job, lost: Mapping[str, Failure], now_us: int) -> Change | None:
+    """Whether a member leaves the batch before it is bought."""
+    if job.cancel_requested or now_us >= job.deadline_us or job.uid in lost:
+        return jobs.leave(job, job.attempt, lost.get(job.uid, jobs.DEADLINE), now_us)
+    return None
+
+
+def _apply(job: Job, result: Result, limits: Limits, now_us: int) -> Change | None:
+    outcome = result.outcome
+    if isinstance(outcome, Answer):
+        return jobs.succeed(job, result.attempt, outcome, limits, now_us)
+    failure, retryable, not_before_us = outcome
+    return jobs.lose(job, result.attempt, failure, retryable, limits, now_us, not_before_us)
+
+
+def _note(kind: str, batch: Batch) -> Note:
+    """What the journal holds of a batch: enough to show its progress."""
+    counts = Counts(batch.total, batch.completed, batch.failed)._asdict()
+    return Note(kind, batch, {"state": batch.state, "provider_state": batch.provider_state, **counts})
+
+
+async def _member_uids(tx: Transaction, batch_id: str) -> list[str]:
+    return [row[0] for row in await tx.rows("batch_member_uids", batch_id=batch_id)]
+
+
+async def _write_submission(tx: Transaction, submission: Submission) -> bool:
+    return bool(
+        await tx.run(
+            "submissions_update",
+            batch_id=submission.batch_id,
+            attempt=submission.attempt,
+            input_file_id=submission.input_file_id,
+            provider_batch_id=submission.provider_batch_id,
+            state=submission.state.value,
+            doubt_time_us=submission.doubt_time_us,
+        )
+    )

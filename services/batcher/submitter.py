@@ -1,0 +1,246 @@
+"""Forms batches and buys them. Before anything is bought, the intent to buy it is in the database.
+
+A submission is opened; its input file is built and uploaded, and the file's id written; the batch is created, and its
+id written. Where the process dies in between, or an answer is lost, `_resolve` closes the submission in the order
+that `batch.next_step` gives, so that no batch is knowingly bought twice.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from prometheus_client import Counter
+
+from services.batcher import batch as batches
+from services.batcher import planner
+from services.batcher.batch import Batch, State, Step, Submission
+from services.batcher.input_file import InputFiles, Unbuildable
+from services.batcher.job import HOLD_LOST, Failure, Job, Limits
+from services.batcher.openai_api import (
+    OpenAIApi,
+    ProviderBusy,
+    ProviderDoubt,
+    ProviderMissing,
+    ProviderRefused,
+)
+from services.batcher.store_batches import BatchStore, Loss, Result
+from services.batcher.wallet_client import WalletClient
+from services.batcher.wallet_holds import extend_holds
+from services.chassis import logs
+from services.chassis.leases import Lease
+
+HOUR_US = 3600 * 1_000_000
+QUEUE_JOBS_MAX = 100_000
+HOLDS_MAX = 1_000
+DOUBTS = Counter("batcher_submissions_in_doubt", "Submissions of which nobody knew whether they had been bought.")
+ADOPTED = Counter("batcher_submissions_adopted", "Batches found again after their create was in doubt.")
+
+_log = logs.get_logger(__name__)
+
+
+class SubmitterLimits(NamedTuple):
+    """When batches are formed and how they are bought. window_us: what a hold must outlast when a batch is bought."""
+
+    cycle_us: int
+    jobs_per_batch: int
+    jobs_per_batch_max: int
+    bytes_per_batch_max: int
+    creates_per_hour_max: int
+    create_timeout_seconds: float
+    settle_us: int
+    window_us: int
+    retry_us: int
+    job: Limits
+
+
+class Submitter:
+    """One holder of the lease at a time plans and buys; `ended` is called when jobs may have ended."""
+
+    def __init__(
+        self,
+        store: BatchStore,
+        files: InputFiles,
+        provider: OpenAIApi,
+        wallet: WalletClient,
+        limits: SubmitterLimits,
+        new_id: Callable[[], str],
+        ended: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._files = files
+        self._provider = provider
+        self._wallet = wallet
+        self._limits = limits
+        self._new_id = new_id
+        self._ended = ended
+        self._planned_cycle = 0
+        self._looked: set[str] = set()
+
+    def next_cycle_us(self, now_us: int) -> int:
+        """When the next cycle takes whatever waits."""
+        return planner.next_cycle_us(now_us, self._limits.cycle_us)
+
+    async def step(self, lease: Lease, now_us: int) -> bool:
+        """Plans what is due, then brings every open batch that is not bought yet one step further."""
+        await self._plan(lease, now_us)
+        failure: Exception | None = None
+        for batch in await self._store.open_batches():
+            try:
+                await self._advance(batch, lease, now_us)
+            except Exception as error:
+                # One batch's trouble is not its neighbours'; the loop is told of it afterwards.
+                _log.exception("batch_not_submitted", batch=batch.batch_id, error=type(error).__name__)
+                failure = error
+        if failure is not None:
+            raise failure
+        return False
+
+    async def _plan(self, lease: Lease, now_us: int) -> None:
+        """Forms the batches that are due. A cycle that found the hour's creates spent is tried again."""
+        cycle = now_us // self._limits.cycle_us
+        cycle_due = cycle > self._planned_cycle > 0
+        self._planned_cycle = self._planned_cycle or cycle
+        depths = await self._store.depths()
+        if not depths or not (cycle_due or max(depths.values()) >= self._limits.jobs_per_batch):
+            self._planned_cycle = cycle
+            return
+        limits = self._limits
+        used = await self._store.submissions_since(now_us - HOUR_US)
+        queue = await self._store.queue(limits.jobs_per_batch_max, QUEUE_JOBS_MAX)
+        may = planner.Limits(
+            limits.jobs_per_batch,
+            limits.jobs_per_batch_max,
+            limits.bytes_per_batch_max,
+            max(0, limits.creates_per_hour_max - used),
+        )
+        for planned in planner.plan(queue, cycle_due, may):
+            batch = await self._store.plan(planned, self._new_id(), lease)
+            if batch is not None:
+                _log.info("batch_planned", batch=batch.batch_id, model=batch.model, jobs=batch.jobs)
+        if may.creates_left:
+            self._planned_cycle = cycle
+
+    async def _advance(self, batch: Batch, lease: Lease, now_us: int) -> None:
+        if batch.state is State.PLANNED and batch.not_before_us <= now_us:
+            await self._submit(batch, lease, now_us)
+        elif batch.state is State.SUBMITTING:
+            submission = await self._store.submission(batch.batch_id)
+            if submission is not None:
+                await self._resolve(batch, submission, lease, now_us)
+
+    async def _submit(self, batch: Batch, lease: Lease, now_us: int) -> None:
+        """Buys a planned batch."""
+        lost = await self._hold(batch, lease, now_us)
+        identity = self._provider.provider_identity()
+        submission = await self._store.freeze(batch.batch_id, lost, self._new_id(), identity, lease)
+        if lost or submission is None:
+            self._ended()
+        if submission is None:
+            return
+        try:
+            submission = await self._upload(submission, lease)
+            await self._create(submission, lease)
+        except Unbuildable as error:
+            await self._store.abandon(submission, now_us, lease)
+            await self._store.apply(
+                batch.batch_id,
+                [Result(job.uid, job.attempt, Loss(error.failure, retryable=False)) for job in error.jobs],
+                self._limits.job,
+                lease,
+            )
+            self._ended()
+        except ProviderRefused as error:
+            await self._refused(batch, submission, error, lease, now_us)
+        except ProviderBusy as error:
+            await self._store.abandon(submission, now_us + int(error.retry_after_seconds * 1_000_000), lease)
+            _log.warning("provider_busy", batch=batch.batch_id, retry_after_seconds=error.retry_after_seconds)
+
+    async def _hold(self, batch: Batch, lease: Lease, now_us: int) -> dict[str, Failure]:
+        """Makes the members' holds outlast the batch; the failures of those whose hold is gone. WalletUnavailable."""
+        short: list[Job] = [
+            member.job
+            async for member in self._store.members(batch.batch_id)
+            if member.job.hold_expire_time_us < now_us + self._limits.window_us
+        ]
+        lost: dict[str, Failure] = {}
+        for start in range(0, len(short), HOLDS_MAX):
+            page = short[start : start + HOLDS_MAX]
+            duration_us = max(self._limits.window_us, *(job.hold_duration_us for job in page))
+            extended = await extend_holds(self._wallet, page, duration_us, now_us)
+            await self._store.renew(extended.expire_times_us, lease)
+            lost |= dict.fromkeys(extended.lost, HOLD_LOST)
+        return lost
+
+    async def _upload(self, submission: Submission, lease: Lease) -> Submission:
+        """Builds and uploads an input file of this submission's own, and writes down its id."""
+        path = await self._files.build(submission.batch_id, submission.attempt)
+        try:
+            name = f"{submission.batch_id}-{submission.attempt}.jsonl"
+            input_file_id = await self._provider.upload_input(path, name)
+        except ProviderDoubt:
+            # A file that nobody asks for costs nothing and expires by itself.
+            _log.warning("upload_in_doubt", batch=submission.batch_id)
+            raise
+        finally:
+            await asyncio.to_thread(Path.unlink, path, missing_ok=True)
+        return await self._store.record(submission._replace(input_file_id=input_file_id), lease)
+
+    async def _create(self, submission: Submission, lease: Lease) -> None:
+        tags = batches.metadata(submission.batch_id, submission.intent_id)
+        try:
+            bought = await self._provider.create_batch(
+                submission.input_file_id, tags, self._limits.create_timeout_seconds
+            )
+        except (ProviderDoubt, ProviderMissing) as error:
+            # Missing may mean that the file is not visible yet, and then the create may have come through all the same.
+            DOUBTS.inc()
+            _log.warning("create_in_doubt", batch=submission.batch_id, intent=submission.intent_id, error=str(error))
+            return
+        await self._store.adopt(submission, bought.id, lease)
+        _log.info("batch_submitted", batch=submission.batch_id, provider_batch=bought.id)
+
+    async def _refused(
+        self, batch: Batch, submission: Submission, error: ProviderRefused, lease: Lease, now_us: int
+    ) -> None:
+        """A definite no: to these jobs where the request is at fault, or to us for now."""
+        await self._store.abandon(submission, now_us + self._limits.retry_us, lease)
+        if submission.input_file_id:
+            await self._provider.delete_file(submission.input_file_id)
+        if not error.permanent:
+            _log.error("provider_refused", batch=batch.batch_id, code=error.code, message=error.message, alert=True)
+            return
+        loss = Loss(Failure(error.code, error.message), retryable=False)
+        while await self._store.lose_members(batch.batch_id, loss, self._limits.job, lease):
+            pass
+        await self._store.close(batch.batch_id, lease)
+        self._ended()
+
+    async def _resolve(self, batch: Batch, submission: Submission, lease: Lease, now_us: int) -> None:
+        """Brings a submission whose outcome is not written down one step nearer to its end."""
+        step = batches.next_step(submission, self._provider.provider_identity(), self._limits.settle_us, now_us)
+        if step is Step.HOLD:
+            problem = "the batch was submitted under another provider identity than the configured one"
+            if batch.problem != problem:
+                _log.error("provider_identity_changed", batch=batch.batch_id, alert=True)
+                await self._store.update(batch._replace(problem=problem), "batch.held", lease)
+            return
+        if submission.input_file_id and step is not Step.WAIT and await self._found(submission, lease):
+            return
+        if step is Step.DELETE_INPUT:
+            await self._provider.delete_file(submission.input_file_id)
+            await self._store.record(submission._replace(doubt_time_us=now_us), lease)
+        elif step is Step.ABANDON:
+            await self._store.abandon(submission, now_us, lease)
+            _log.info("submission_abandoned", batch=batch.batch_id, attempt=submission.attempt)
+
+    async def _found(self, submission: Submission, lease: Lease) -> bool:
+        """Looks for the batch that a lost create may have made, and adopts it."""
+        since_seconds = (submission.create_time_us - batches.LOOK_BACK_US) // 1_000_000
+        for listed in await self._provider.list_since(since_seconds):
+            if batches.is_ours(listed.metadata, listed.input_file_id, submission):
+                await self._store.adopt(submission, listed.id, lease)
+                ADOPTED.inc()
+                _log.warning("batch_adopted", batch=submission.batch_id, provider_batch=listed.id)
+                return True
+        return False

@@ -1,0 +1,35 @@
+"""Making holds last longer, with what the wallet's answers mean for jobs."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from services.batcher.job import Job
+from services.batcher.wallet_client import Amend, Refused, WalletClient, WalletUnavailable
+
+STILL_HELD = frozenset({"AMEND_NOT_ALLOWED"})
+"""Reasons that say no more than that the hold ends later already."""
+
+
+class Extended(NamedTuple):
+    """Until when holds last now, by uid, and the jobs whose hold is gone, with the wallet's reason."""
+
+    expire_times_us: dict[str, int]
+    lost: dict[str, str]
+
+
+async def extend_holds(wallet: WalletClient, held: Sequence[Job], duration_us: int, now_us: int) -> Extended:
+    """Holds the tokens of at most 1,000 jobs for that long from now. Raises WalletUnavailable."""
+    expire_time_us = now_us + duration_us
+    answers = await wallet.settle_many(
+        [Amend(job.uid, f"hold-{job.uid}-{expire_time_us}", hold_duration_us=duration_us) for job in held]
+    )
+    for answer in answers:
+        if isinstance(answer, WalletUnavailable):
+            raise answer
+    extended = Extended({}, {})
+    for job, answer in zip(held, answers, strict=True):
+        if isinstance(answer, Refused) and answer.reason not in STILL_HELD:
+            extended.lost[job.uid] = answer.reason
+        else:
+            extended.expire_times_us[job.uid] = expire_time_us
+    return extended

@@ -1,0 +1,295 @@
+"""What the batcher's stores promise, on SQLite and on PostgreSQL."""
+
+import json
+
+import pytest
+
+from services.batcher.errors import IdempotencyMismatch, ImageNotFound, JobEnded, JobNotFound
+from services.batcher.job import Action, Answer, Failure, Lane, Settlement, SettlementState, State
+from services.batcher.planner import Planned
+from services.batcher.store import Submitted
+from services.batcher.store_batches import Loss, Result
+from services.chassis.leases import LeaseLost
+from tests.batcher_jobs import FAR_US, HOUR_US, LIMITS, image, new_job, new_uid, opened_stores
+
+ANSWER = Answer("a cat", "stop", 10, 2)
+BROKEN = Failure("server_error", "It broke.")
+
+
+@pytest.fixture
+async def stores(database_url):
+    async with opened_stores(database_url) as opened:
+        yield opened
+
+
+async def planned(stores, *job_ids, **fields):
+    queued = await stores.queued(*job_ids, **fields)
+    batch = await stores.batches.plan(Planned("gpt-x", tuple(job.uid for job in queued)), new_uid(), stores.lease)
+    assert batch is not None
+    return batch, queued
+
+
+async def running(stores, *job_ids, **fields):
+    batch, queued = await planned(stores, *job_ids, **fields)
+    submission = await stores.batches.freeze(batch.batch_id, {}, new_uid(), "org", stores.lease)
+    assert submission is not None
+    submission = await stores.batches.record(submission._replace(input_file_id="file-1"), stores.lease)
+    await stores.batches.adopt(submission, "batch_1", stores.lease)
+    return batch, queued
+
+
+async def test_a_new_job_is_admitting_and_its_key_gives_it_again(stores):
+    await stores.jobs.add_image(image())
+    command = new_job("cat-1")
+    (first,) = await stores.jobs.submit([command])
+    (again,) = await stores.jobs.submit([new_job("cat-1")])
+    (own_retry,) = await stores.jobs.submit([command])
+
+    assert isinstance(first, Submitted)
+    assert (first.replayed, first.job.state) == (False, State.ADMITTING)
+    assert first.job.last_revision == 1
+    assert first.job.line_bytes > 300
+    assert again == Submitted(first.job, True)
+    assert own_retry == Submitted(first.job, False)
+
+
+async def test_a_key_with_other_content_is_refused_and_so_is_an_unknown_image(stores):
+    await stores.jobs.add_image(image())
+    await stores.jobs.submit([new_job("cat-1")])
+    other, missing, both = await stores.jobs.submit(
+        [
+            new_job("cat-1", prompt="Why?"),
+            new_job("cat-2", image_ids=("cd" * 32,)),
+            new_job("cat-1", image_ids=("cd" * 32,)),
+        ]
+    )
+
+    assert isinstance(other, IdempotencyMismatch)
+    assert other.metadata == {"field": "prompt", "stored": "What?", "received": "Why?"}
+    assert isinstance(missing, ImageNotFound)
+    assert isinstance(both, ImageNotFound)
+
+
+async def test_one_group_may_hold_a_key_twice(stores):
+    await stores.jobs.add_image(image())
+    first, second = await stores.jobs.submit([new_job("cat-1"), new_job("cat-1")])
+
+    assert isinstance(first, Submitted)
+    assert second == Submitted(first.job, True)
+
+
+async def test_a_rejected_job_is_superseded_by_the_same_key(stores):
+    await stores.jobs.add_image(image())
+    (first,) = await stores.jobs.submit([new_job("cat-1")])
+    (rejected,) = await stores.jobs.admit({first.job.uid: Failure("insufficient_funds", "No.")}, HOUR_US)
+    (second,) = await stores.jobs.submit([new_job("cat-1", prompt="Again?")])
+
+    view = await stores.jobs.view("alice", "cat-1")
+    assert rejected.job.state is State.REJECTED
+    assert second.job.uid == view.job.uid != first.job.uid
+    assert not second.replayed
+    assert [v.job.uid for v in await stores.jobs.views("alice", "", "", 10)] == [second.job.uid]
+    assert await stores.jobs.pending_settlements("", 10) == [
+        (first.job.uid, Settlement(Action.RELEASE, 0, SettlementState.PENDING))
+    ]
+
+
+async def test_an_admission_counts_once(stores):
+    (job,) = await stores.queued("cat-1")
+
+    assert (job.state, job.attempt, job.hold_expire_time_us) == (State.QUEUED, 1, FAR_US)
+    assert await stores.jobs.admit({job.uid: BROKEN}, HOUR_US) == []
+
+
+async def test_a_batch_takes_jobs_once(stores):
+    batch, queued = await planned(stores, "a", "b")
+    again = await stores.batches.plan(Planned("gpt-x", (queued[0].uid,)), new_uid(), stores.lease)
+
+    assert again is None
+    assert batch.jobs == 2
+    assert [member.job.uid async for member in stores.batches.members(batch.batch_id)] == [job.uid for job in queued]
+    assert await stores.batches.depths() == {}
+
+
+async def test_the_queue_shows_the_oldest_of_every_account_first(stores):
+    await stores.queued("a", "b", "c")
+    await stores.queued("d", account_id="bob")
+
+    page = await stores.batches.queue(2, 3)
+    assert [waiting.account_id for waiting in page] == ["alice", "bob", "alice"]
+    assert await stores.batches.depths() == {"gpt-x": 4}
+
+
+async def test_a_cancel_before_the_freeze_ends_the_job_and_after_it_is_a_wish(stores):
+    batch, _ = await planned(stores, "a", "b")
+    ended, replayed = await stores.jobs.cancel("alice", "a", "alice")
+    submission = await stores.batches.freeze(batch.batch_id, {}, new_uid(), "org", stores.lease)
+    wish, _ = await stores.jobs.cancel("alice", "b", "alice")
+    _, again = await stores.jobs.cancel("alice", "b", "alice")
+
+    assert (ended.job.state, replayed) == (State.CANCELLED, False)
+    assert submission is not None
+    assert (wish.job.state, wish.job.cancel_requested, again) == (State.BATCHED, True, True)
+    with pytest.raises(JobNotFound):
+        await stores.jobs.cancel("bob", "a", "bob")
+
+
+async def test_an_abandoned_submission_lets_the_cancelled_leave_and_the_next_one_open(stores):
+    batch, queued = await planned(stores, "a", "b")
+    first = await stores.batches.freeze(batch.batch_id, {}, new_uid(), "org", stores.lease)
+    await stores.jobs.cancel("alice", "a", "alice")
+    await stores.batches.abandon(first, 0, stores.lease)
+    second = await stores.batches.freeze(batch.batch_id, {}, new_uid(), "org", stores.lease)
+
+    assert (first.attempt, second.attempt) == (1, 2)
+    assert (await stores.jobs.view("alice", "a")).job.state is State.CANCELLED
+    assert [m.job.uid async for m in stores.batches.members(batch.batch_id)] == [queued[1].uid]
+
+
+async def test_a_batch_that_everybody_leaves_is_closed(stores):
+    batch, queued = await planned(stores, "a")
+    lost = {queued[0].uid: BROKEN}
+
+    assert await stores.batches.freeze(batch.batch_id, lost, new_uid(), "org", stores.lease) is None
+    assert await stores.batches.open_batches() == []
+    assert (await stores.jobs.view("alice", "a")).failure == BROKEN
+
+
+async def test_an_adopted_batch_starts_its_jobs(stores):
+    batch, _ = await running(stores, "a")
+
+    view = await stores.jobs.view("alice", "a")
+    stored = await stores.batches.batch(batch.batch_id)
+    assert (view.job.state, view.job.batch_id) == (State.RUNNING, batch.batch_id)
+    assert stored.provider_batch_id == "batch_1"
+
+
+async def test_results_count_once_and_only_for_the_attempt_that_runs(stores):
+    batch, (done, again) = await running(stores, "a", "b")
+    results = [Result(done.uid, 1, ANSWER), Result(again.uid, 1, Loss(BROKEN, retryable=True))]
+    changes = await stores.batches.apply(batch.batch_id, results, LIMITS, stores.lease)
+    repeated = await stores.batches.apply(batch.batch_id, results, LIMITS, stores.lease)
+
+    first, second = await stores.jobs.view("alice", "a"), await stores.jobs.view("alice", "b")
+    assert len(changes) == 2
+    assert repeated == []
+    assert (first.job.state, first.answer) == (State.SUCCEEDED, ANSWER)
+    assert first.settlement == Settlement(Action.COMMIT, 1, SettlementState.PENDING)
+    assert (second.job.state, second.job.attempt, second.job.batch_id) == (State.QUEUED, 2, "")
+    assert await stores.batches.close(batch.batch_id, stores.lease)
+
+
+async def test_a_batch_stays_open_until_its_last_member_has_an_outcome(stores):
+    batch, _ = await running(stores, "a", "b")
+
+    assert not await stores.batches.close(batch.batch_id, stores.lease)
+    assert await stores.batches.lose_members(batch.batch_id, Loss(BROKEN, retryable=False), LIMITS, stores.lease) == 2
+    assert await stores.batches.lose_members(batch.batch_id, Loss(BROKEN, retryable=False), LIMITS, stores.lease) == 0
+    assert await stores.batches.close(batch.batch_id, stores.lease)
+    assert (await stores.jobs.view("alice", "a")).job.state is State.FAILED
+
+
+async def test_a_settlement_is_answered_once(stores):
+    batch, (done,) = await running(stores, "a")
+    await stores.batches.apply(batch.batch_id, [Result(done.uid, 1, ANSWER)], LIMITS, stores.lease)
+    settled = await stores.jobs.settle({done.uid: ""}, stores.lease)
+    again = await stores.jobs.settle({done.uid: "RESERVATION_NOT_FOUND"}, stores.lease)
+
+    assert [change.kind for change in settled] == ["job.settled"]
+    assert again == []
+    assert await stores.jobs.pending_settlements("", 10) == []
+    with pytest.raises(JobEnded):
+        await stores.jobs.cancel("alice", "a", "alice")
+
+
+async def test_a_refused_settlement_charges_nothing(stores):
+    batch, (done,) = await running(stores, "a")
+    await stores.batches.apply(batch.batch_id, [Result(done.uid, 1, ANSWER)], LIMITS, stores.lease)
+    await stores.jobs.settle({done.uid: "INSUFFICIENT_FUNDS"}, stores.lease)
+
+    view = await stores.jobs.view("alice", "a")
+    assert (view.settlement.state, view.settlement.charged) == (SettlementState.REFUSED, 0)
+    assert view.answer == ANSWER
+
+
+async def test_only_a_batch_that_nobody_wants_is_unwanted(stores):
+    batch, _ = await running(stores, "a", "b")
+    await stores.jobs.cancel("alice", "a", "alice")
+    before = await stores.batches.unwanted()
+    await stores.jobs.cancel("alice", "b", "alice")
+
+    assert before == []
+    assert await stores.batches.unwanted() == [batch.batch_id]
+
+
+async def test_jobs_past_their_deadline_end_while_they_wait(stores):
+    await stores.queued("a", deadline_us=1)
+    await stores.queued("b")
+    (change,) = await stores.jobs.expire()
+
+    assert (change.job.job_id, change.job.state) == ("a", State.EXPIRED)
+
+
+async def test_holds_are_found_before_they_end_and_lost_ones_end_their_job(stores):
+    (job,) = await stores.queued("a")
+
+    assert await stores.jobs.renewable(FAR_US, 10) == []
+    assert await stores.jobs.renewable(FAR_US + 1, 10) == [job.uid]
+    await stores.jobs.renew({job.uid: FAR_US + 5})
+    assert await stores.jobs.renewable(FAR_US + 1, 10) == []
+    (lost,) = await stores.jobs.lose_holds([job.uid])
+    assert lost.failure.code == "hold_lost"
+
+
+async def test_an_instant_attempt_is_an_orphan_once_its_lease_is_over(stores):
+    await stores.jobs.add_image(image())
+    (submitted,) = await stores.jobs.submit([new_job("now", lane=Lane.INSTANT)])
+    (change,) = await stores.jobs.admit({submitted.job.uid: FAR_US}, lease_us=0)
+    orphans = await stores.jobs.orphans(10)
+    (again,) = await stores.jobs.lose(change.job.uid, 1, BROKEN, True, LIMITS, HOUR_US)
+    (done,) = await stores.jobs.answer(change.job.uid, 2, ANSWER, LIMITS)
+
+    assert orphans == [change.job.uid]
+    assert (again.job.state, again.job.attempt) == (State.RUNNING, 2)
+    assert await stores.jobs.orphans(10) == []
+    assert await stores.jobs.answer(change.job.uid, 1, ANSWER, LIMITS) == []
+    assert done.job.state is State.SUCCEEDED
+
+
+async def test_a_loop_that_has_lost_its_lease_writes_nothing(stores):
+    batch, queued = await running(stores, "a")
+    await stores.lease.release()
+
+    with pytest.raises(LeaseLost):
+        await stores.batches.apply(batch.batch_id, [Result(queued[0].uid, 1, ANSWER)], LIMITS, stores.lease)
+    assert (await stores.jobs.view("alice", "a")).job.state is State.RUNNING
+
+
+async def test_the_list_goes_from_new_to_old_by_state_and_page(stores):
+    queued = await stores.queued("a", "b", "c")
+    await stores.jobs.cancel("alice", "b", "alice")
+
+    everything = await stores.jobs.views("alice", "", "", 2)
+    rest = await stores.jobs.views("alice", "", everything[-1].job.uid, 2)
+    waiting = await stores.jobs.views("alice", "QUEUED", "", 10)
+    assert [view.job.job_id for view in [*everything, *rest]] == ["c", "b", "a"]
+    assert [view.job.uid for view in waiting] == [queued[2].uid, queued[0].uid]
+
+
+async def test_the_journal_tells_each_change_and_no_content(stores):
+    batch, (done,) = await running(stores, "a")
+    await stores.batches.apply(batch.batch_id, [Result(done.uid, 1, ANSWER)], LIMITS, stores.lease)
+    await stores.jobs.settle({done.uid: ""}, stores.lease)
+    rows = await stores.journal()
+
+    kinds = [row.kind for row in rows if row.subject == done.uid]
+    assert kinds == ["job.accepted", "job.queued", "job.batched", "job.started", "job.succeeded", "job.settled"]
+    assert json.loads(rows[-1].body) == {
+        "state": "SUCCEEDED",
+        "attempt": 1,
+        "batch_id": batch.batch_id,
+        "settlement": "SETTLED",
+        "charged": 1,
+    }
+    assert not any("What?" in row.body or "cat" in row.body for row in rows)
+    assert [row.actor for row in rows[:2]] == ["alice", "@batcher"]
