@@ -141,7 +141,7 @@ class Scene:
     async def add(self, number: int, subject: str, where: float) -> None:
         for watcher in self.watchers[number : number + 1]:
             if subject not in watcher.got:
-                watcher.add(subject, round(where * self.tailer.revision))
+                watcher.add(subject, round(where * self.log.head.revision))
 
     async def end(self) -> None:
         await catch_up(self.tailer)
