@@ -87,7 +87,7 @@ class _Method:
         self.name: Final = name
         self.scope: Final = scope
         self.public: Final = scope == PUBLIC
-        self.metrics: Final = MethodMetrics(name)
+        self.metrics: Final = MethodMetrics.of(name)
 
 
 class _Call:
@@ -104,13 +104,14 @@ class _Call:
         self.out_of_time = False
         self.request_id = ""
         self.fields: dict[str, Any] = {"method": method.name}
-        method.metrics.in_flight.inc()
+        method.metrics.in_flight += 1
 
     def finish(self) -> None:
         """Count the call and queue its line."""
         seconds = time.perf_counter() - self.started
-        self.method.metrics.in_flight.dec()
-        self.method.metrics.observe(self.code, seconds)
+        metrics = self.method.metrics
+        metrics.in_flight -= 1
+        metrics.observe(self.code, seconds)
         # A copy, because a shielded task may outlive the call and still log with these fields.
         logs.put({"level": self.level, "event": "rpc", **self.fields, "code": self.code, "seconds": round(seconds, 6)})
 

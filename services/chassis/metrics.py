@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Final
+from typing import ClassVar, Final
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
@@ -27,13 +27,23 @@ LOOP_FAILURES: Final = Counter("loop_failures", "Steps of a loop that failed.", 
 
 
 class MethodMetrics:
-    """The metrics of one method, with their labels bound."""
+    """The metrics of one method, with their labels bound; one event loop counts them, so they need no lock."""
+
+    _known: ClassVar[dict[str, MethodMetrics]] = {}
 
     def __init__(self, method: str) -> None:
         self._method = method
         self._seconds: dict[str, Histogram] = {}
-        self.in_flight: Final = RPC_IN_FLIGHT.labels(method)
+        self.in_flight = 0
+        RPC_IN_FLIGHT.labels(method).set_function(lambda: self.in_flight)
         self.masked: Final = MASKED_ERRORS.labels(method)
+
+    @classmethod
+    def of(cls, method: str) -> MethodMetrics:
+        """The one object that counts `method`."""
+        if method not in cls._known:
+            cls._known[method] = cls(method)
+        return cls._known[method]
 
     def observe(self, code: str, seconds: float) -> None:
         """Count a call that ended with `code` ("OK", "NOT_FOUND") after `seconds`."""

@@ -77,9 +77,8 @@ def test_outside_of_a_call_annotating_does_nothing():
     logs.annotate(job_id="cat-1")
 
 
-def test_too_many_lines_are_dropped_and_counted_rather_than_waited_for(stream, monkeypatch):
+async def test_too_many_lines_are_dropped_and_counted_rather_than_waited_for(stream, monkeypatch):
     monkeypatch.setattr(logs, "LINES_WAITING_MAX", 3)
-    monkeypatch.setattr(logs, "GATHER_SECONDS", 60)
     logs.configure(stream=stream)
     for number in range(10):
         logs.put({"level": "info", "event": str(number)})
