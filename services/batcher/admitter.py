@@ -24,7 +24,6 @@ _log = logs.get_logger(__name__)
 class Listeners(NamedTuple):
     """Who is told when jobs come out of admission."""
 
-    queued: Callable[[], None]
     running: Callable[[Sequence[Job]], None]
     ended: Callable[[], None]
 
@@ -103,8 +102,6 @@ class Admitter:
         running = [job for job in admitted if job.state is State.RUNNING and job.lane is Lane.INSTANT]
         if running:
             self._listeners.running(running)
-        if any(job.state is State.QUEUED for job in admitted):
-            self._listeners.queued()
         if any(job.state is State.REJECTED for job in admitted):
             self._listeners.ended()
 

@@ -51,7 +51,6 @@ class Poller:
         folder: Path,
         limits: PollerLimits,
         ended: Callable[[], None],
-        queued: Callable[[], None],
     ) -> None:
         self._store = store
         self._objects = objects
@@ -59,7 +58,6 @@ class Poller:
         self._folder = folder
         self._limits = limits
         self._ended = ended
-        self._queued = queued
         self._duplicates_due_us = 0
 
     async def step(self, lease: Lease, now_us: int) -> bool:
@@ -141,7 +139,6 @@ class Poller:
             await self._lose(batch, Loss(MISSING_LINE, retryable=True), lease)
         await self._store.close(batch.batch_id, lease)
         self._ended()
-        self._queued()
         _log.info("batch_closed", batch=batch.batch_id, provider_state=found.status)
 
     async def _lose(self, batch: Batch, loss: Loss, lease: Lease) -> None:

@@ -1,0 +1,322 @@
+"""The batcher's wiring: `python -m services.batcher migrate` once, then `python -m services.batcher serve`."""
+
+import argparse
+import asyncio
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from punchcard.batcher.v1 import batcher_pb2_grpc
+from services.batcher.admitter import Admitter, Listeners
+from services.batcher.grpc_api import ERRORS, SCOPES, SERVICE, BatcherApi, Shield
+from services.batcher.grpc_submissions import Defaults, Submissions
+from services.batcher.grpc_uploads import Uploads
+from services.batcher.grpc_watch import Watches
+from services.batcher.input_file import InputFiles
+from services.batcher.instant_runner import InstantLimits, InstantRunner
+from services.batcher.job import Lane, uid_of
+from services.batcher.object_store import ObjectStore
+from services.batcher.object_urls import ImageUrls
+from services.batcher.openai_api import OpenAIApi
+from services.batcher.poller import Poller, PollerLimits
+from services.batcher.renewer import Renewer
+from services.batcher.settings import BatcherSettings
+from services.batcher.settler import Settler
+from services.batcher.store import NewJob, Store, Submitted
+from services.batcher.store_batches import BatchStore
+from services.batcher.submitter import Submitter, SubmitterLimits
+from services.batcher.wallet_client import WalletClient
+from services.chassis import journal, logs
+from services.chassis.database import Database, connect, migrate, pending
+from services.chassis.errors import ServiceError
+from services.chassis.group_commit import GroupCommitter
+from services.chassis.leases import Lease
+from services.chassis.loops import Loop, Runner
+from services.chassis.metrics import loop_failed, loop_succeeded
+from services.chassis.server import RefusesToStart, Server
+from services.chassis.watch import Tailer, reader
+
+FOLDER: Final = Path(__file__).parent
+MIGRATIONS: Final = FOLDER / "migrations"
+SECOND_US: Final = 1_000_000
+HOUR_US: Final = 3600 * SECOND_US
+WINDOW_HOURS: Final = 24
+INSTANT_ATTEMPTS_MAX: Final = 2
+QUICK_SECONDS: Final = 0.5
+SWEEP_SECONDS: Final = 5.0
+RENEW_SECONDS: Final = 60.0
+DUPLICATES_SECONDS: Final = 600.0
+
+_log = logs.get_logger(__name__)
+
+
+class Parts:
+    """The parts of one batcher, made from its settings; `wake_*` end a loop's pause."""
+
+    def __init__(self, settings: BatcherSettings, database: Database, head: journal.Head) -> None:
+        inline = settings.image_transport == "inline"
+        self.settings = settings
+        self.database = database
+        self.epoch = head.epoch
+        self.tailer = Tailer(reader(database), head.revision)
+        self.tail = Loop("tailer", self.tailer.step, QUICK_SECONDS)
+        self.store = Store(database, self.tail.wake, inline)
+        self.batches = BatchStore(database, self.tail.wake)
+        self.wallet = WalletClient(
+            settings.wallet_address,
+            settings.wallet_token_file,
+            settings.wallet_timeout_seconds,
+            ca_file=settings.wallet_ca_file,
+        )
+        self.objects = _object_store(settings)
+        self.provider = _provider(settings)
+        self.urls = ImageUrls(self.store, self.objects, inline, settings.image_url_seconds)
+        self.settle = self._leased("settler", Settler(self.store, self.wallet).step, SWEEP_SECONDS)
+        limits = _instant_limits(settings)
+        self.instant = InstantRunner(self.store, self.urls, self.provider, limits, self.settle.wake)
+        listeners = Listeners(self.instant.offer, self.settle.wake)
+        self.admitter = Admitter(self.store, self.wallet, listeners, limits.lease_us)
+        self.committer: GroupCommitter[NewJob, Submitted] = GroupCommitter(self.store.submit)
+        self.submitter = self._submitter()
+        self.uploads = Uploads(self.store, self.objects, settings.image_limits(), settings.upload_concurrency)
+
+    def _submitter(self) -> Submitter:
+        files = InputFiles(self.store, self.batches, self.urls, self.settings.work_folder)
+        limits = _submitter_limits(self.settings)
+        return Submitter(self.batches, files, self.provider, self.wallet, limits, new_id, self.settle.wake)
+
+    def loops(self) -> list[Loop]:
+        """Every loop of the batcher. Those that several replicas could not run at once have a lease."""
+        settings = self.settings
+        poller = Poller(
+            self.batches,
+            self.objects,
+            self.provider,
+            settings.work_folder,
+            PollerLimits(_us(settings.submit_retry_seconds), _us(DUPLICATES_SECONDS), settings.job_limits()),
+            self.settle.wake,
+        )
+        renewer = Renewer(self.store, self.wallet, _us(settings.hold_margin_hours * 3600) // 4)
+        admitted_within_us = _us(settings.admission_wait_seconds + SWEEP_SECONDS)
+
+        async def sweep_admissions(_: Lease) -> bool:
+            return await self.admitter.sweep(now_us() - admitted_within_us)
+
+        async def sweep_instant(_: Lease) -> bool:
+            return await self.instant.sweep()
+
+        async def sweep_deadlines(lease: Lease) -> bool:
+            expired = await self.store.expire(lease)
+            if expired:
+                self.settle.wake()
+            return bool(expired)
+
+        return [
+            self.tail,
+            self.settle,
+            self._leased("submitter", lambda lease: self.submitter.step(lease, now_us()), QUICK_SECONDS),
+            self._leased("poller", lambda lease: poller.step(lease, now_us()), settings.poll_seconds),
+            self._leased("renewer", lambda lease: renewer.step(lease, now_us()), RENEW_SECONDS),
+            self._leased("admitter", sweep_admissions, SWEEP_SECONDS),
+            self._leased("instant", sweep_instant, SWEEP_SECONDS),
+            self._leased("deadlines", sweep_deadlines, SWEEP_SECONDS),
+        ]
+
+    def _leased(self, name: str, step: Callable[[Lease], Awaitable[bool]], interval_seconds: float) -> Loop:
+        lease = Lease(self.database, name, _holder(), self.settings.lease_seconds)
+        return Loop(name, lambda: step(lease), interval_seconds, lease)
+
+    def api(self, shield: Shield, watches: Watches) -> BatcherApi:
+        """The edge."""
+        submissions = Submissions(
+            self.store, self.committer, self.admitter.admit, self.uploads, _defaults(self.settings)
+        )
+        return BatcherApi(
+            self.store,
+            self.batches,
+            submissions,
+            self.uploads,
+            watches,
+            shield,
+            self.submitter.next_cycle_us,
+            self.settle.wake,
+        )
+
+    async def start(self) -> None:
+        """Starts what gathers and works beside the loops."""
+        self.wallet.start()
+        self.admitter.start()
+        self.committer.start()
+        self.instant.start()
+
+    async def close(self) -> None:
+        """Ends what was started, those that hand on before those that are handed to."""
+        await self.committer.close()
+        await self.admitter.close()
+        await self.instant.close()
+        await self.wallet.close()
+        await self.provider.close()
+        await self.objects.close()
+
+
+def now_us() -> int:
+    """The time of this process, in microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+def new_id() -> str:
+    """An id of ours, which sorts by time."""
+    return uid_of(now_us(), secrets.randbits(74))
+
+
+def _us(seconds: float) -> int:
+    return int(seconds * SECOND_US)
+
+
+def _holder() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _object_store(settings: BatcherSettings) -> ObjectStore:
+    return ObjectStore(
+        settings.s3_endpoint,
+        settings.s3_access_key,
+        settings.s3_secret_key.get_secret_value(),
+        settings.s3_bucket,
+        region=settings.s3_region,
+        public_endpoint=settings.s3_public_endpoint,
+        timeout_seconds=settings.s3_timeout_seconds,
+        concurrency=settings.s3_concurrency,
+    )
+
+
+def _provider(settings: BatcherSettings) -> OpenAIApi:
+    api_key = settings.openai_api_key.get_secret_value()
+    if not api_key:
+        raise RefusesToStart("the provider's key is not set: set OPENAI_API_KEY")
+    return OpenAIApi(
+        api_key,
+        base_url=settings.openai_base_url,
+        organization=settings.openai_organization,
+        project=settings.openai_project,
+        timeout_seconds=settings.openai_timeout_seconds,
+        transfer_timeout_seconds=settings.openai_transfer_timeout_seconds,
+    )
+
+
+def _instant_limits(settings: BatcherSettings) -> InstantLimits:
+    """An instant try is left to its process for as long as its call may take, and its wait for a worker."""
+    job_limits = settings.job_limits()._replace(attempts_max=min(INSTANT_ATTEMPTS_MAX, settings.attempts_max))
+    lease_us = _us(2 * settings.instant_timeout_seconds)
+    return InstantLimits(settings.instant_concurrency, settings.instant_timeout_seconds, lease_us, job_limits)
+
+
+def _submitter_limits(settings: BatcherSettings) -> SubmitterLimits:
+    """A hold must outlast the provider's window by half of the margin when its batch is bought."""
+    return SubmitterLimits(
+        cycle_us=_us(settings.cycle_seconds),
+        jobs_per_batch=settings.batch_jobs,
+        jobs_per_batch_max=settings.batch_jobs_max,
+        bytes_per_batch_max=settings.batch_bytes_max,
+        creates_per_hour_max=settings.batches_per_hour_max,
+        create_timeout_seconds=settings.submit_timeout_seconds,
+        settle_us=_us(settings.submit_settle_seconds),
+        window_us=_us((WINDOW_HOURS + settings.hold_margin_hours / 2) * 3600),
+        retry_us=_us(settings.submit_retry_seconds),
+        job=settings.job_limits(),
+    )
+
+
+def _defaults(settings: BatcherSettings) -> Defaults:
+    margin_us = _us(settings.hold_margin_hours * 3600)
+    return Defaults(
+        model=settings.model_default,
+        max_output_tokens=settings.max_output_tokens_default,
+        deadline_us=_us(settings.deadline_default_hours * 3600),
+        hold_durations_us={Lane.BATCH: WINDOW_HOURS * HOUR_US + margin_us, Lane.INSTANT: margin_us},
+        prices=settings.prices(),
+        admission_wait_seconds=settings.admission_wait_seconds,
+    )
+
+
+@asynccontextmanager
+async def opened(settings: BatcherSettings) -> AsyncIterator[tuple[Database, journal.Head]]:
+    """The batcher's database, with a schema that is up to date, and its journal."""
+    async with await connect(settings.database_url, [FOLDER / "sql"]) as database:
+        if behind := await pending(database, MIGRATIONS):
+            raise RefusesToStart(
+                f"the schema is behind by {', '.join(behind)}: run `python -m services.batcher migrate`"
+            )
+        async with database.transaction() as tx:
+            head = await journal.open_head(tx, secrets.token_hex(8), await tx.now_us())
+        yield database, head
+
+
+@asynccontextmanager
+async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
+    """A batcher that serves and works; at the end it is drained, and nothing that was begun is lost."""
+    settings.work_folder.mkdir(parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        parts = Parts(settings, *await stack.enter_async_context(opened(settings)))
+        stack.push_async_callback(parts.close)
+        await parts.objects.ensure_bucket()
+        await parts.start()
+        runner = Runner(parts.loops(), on_success=loop_succeeded, on_failure=_tell_failure)
+        stack.push_async_callback(runner.stop)
+        server = Server(
+            settings,
+            ERRORS,
+            SCOPES,
+            settings.verifier(),
+            lambda registrar: batcher_pb2_grpc.add_BatcherServiceServicer_to_server(api, registrar),
+            [SERVICE],
+        )
+        watches = Watches(parts.store, parts.tailer, parts.epoch, server.draining)
+        api = parts.api(server.shielded, watches)
+        ending = asyncio.create_task(watches.end_when_draining(), name="watches")
+        stack.callback(ending.cancel)
+        stack.push_async_callback(server.drain)
+        await server.start()
+        runner.start()
+        yield server
+
+
+def _tell_failure(loop: str, error: Exception) -> None:
+    loop_failed(loop)
+    _log.warning("loop_failed", loop=loop, error=repr(error))
+
+
+async def serve(settings: BatcherSettings) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    async with running(settings) as server:
+        await server.wait_for_signal()
+
+
+def main() -> int:
+    """Runs a command; 0 when it ended well, 1 when it could not be done, 2 when it was not understood."""
+    parser = argparse.ArgumentParser(
+        prog="python -m services.batcher", description="The batcher turns images into answers."
+    )
+    parser.add_argument("command", choices=["serve", "migrate"], help="serve calls, or bring the database up to date")
+    command = parser.parse_args().command
+    settings = BatcherSettings.load()
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        if command == "migrate":
+            migrate(settings.database_url, MIGRATIONS)
+        else:
+            asyncio.run(serve(settings))
+    except (ServiceError, RefusesToStart, OSError) as error:
+        print(f"batcher: {getattr(error, 'detail', '') or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""A watch of one job: a cursor over the journal, told in the proto's words.
+
+snapshot, bookmark, then each change of the job and each step of its batch, until its tokens are settled. Every message
+carries the revision that it brings the watcher to, and a token to go on from there.
+"""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from punchcard.batcher.v1 import batcher_pb2
+from services.batcher.grpc_messages import (
+    SETTLEMENTS,
+    STATES,
+    answer_message,
+    failure_message,
+    timestamp,
+)
+from services.batcher.job import Job, SettlementState, is_final
+from services.batcher.store import Store
+from services.batcher.store_rows import JobView
+from services.chassis.auth import Principal
+from services.chassis.errors import ServerDraining, TokenExpired
+from services.chassis.journal import Row
+from services.chassis.watch import Page, RevisionUnknown, Subscription, Tailer, decode_token, encode_token
+
+BOOKMARK_SECONDS: Final = 25.0
+PROGRESS_KINDS: Final = frozenset({"batch.running", "batch.progress"})
+ENDING_KINDS: Final = frozenset({"job.succeeded", "job.failed", "job.expired", "job.cancelled", "job.rejected"})
+SETTLED_KINDS: Final = frozenset({"job.settled", "job.uncollected"})
+
+Response = batcher_pb2.WatchJobResponse
+
+
+class Watches:
+    """All watches of a server. draining: set when the server stops."""
+
+    def __init__(self, store: Store, tailer: Tailer, epoch: str, draining: asyncio.Event) -> None:
+        self._store = store
+        self._tailer = tailer
+        self._epoch = epoch
+        self._draining = draining
+        self._waits: set[asyncio.Timeout] = set()
+
+    async def end_when_draining(self) -> None:
+        """Wakes every watch once the server drains, so that it ends with its last word."""
+        await self._draining.wait()
+        now = asyncio.get_running_loop().time()
+        for wait in self._waits:
+            wait.reschedule(now)
+
+    async def watch(
+        self, account_id: str, job_id: str, resume_token: str, principal: Principal, snapshot_of: Any
+    ) -> AsyncIterator[Response]:
+        """The messages of one watch. snapshot_of: makes the message of a JobView. Raises JobNotFound, RevisionUnknown,
+        RevisionCompacted, TokenExpired, ServerDraining.
+        """
+        view, head = await self._store.view_at(account_id, job_id)
+        revision = head.revision
+        if resume_token:
+            revision = decode_token(resume_token, self._epoch, head.revision)
+            if revision > head.revision:
+                raise RevisionUnknown(str(revision), head.revision)
+        else:
+            yield self._message(revision, snapshot=await snapshot_of(view))
+        if is_settled(view) and view.job.last_revision <= revision:
+            yield self._bookmark(revision)
+            return
+        batch_ids = [view.job.batch_id] if view.job.batch_id else []
+        with await self._tailer.subscribe([view.job.uid, *batch_ids], revision) as subscription:
+            yield self._bookmark(revision)
+            async for message in self._follow(subscription, view.job, principal):
+                yield message
+
+    async def _follow(self, subscription: Subscription, job: Job, principal: Principal) -> AsyncIterator[Response]:
+        batch_id = job.batch_id
+        while True:
+            page = await self._next(subscription, principal)
+            for row in page.rows:
+                if row.subject != job.uid:
+                    if row.kind in PROGRESS_KINDS:
+                        yield self._message(row.revision, progress=_progress(row))
+                    continue
+                body = json.loads(row.body)
+                yield self._message(row.revision, change=await self._change(row, body))
+                if row.kind in SETTLED_KINDS:
+                    return
+                now_in = body.get("batch_id", "")
+                if now_in != batch_id:
+                    subscription.remove(batch_id)
+                    if now_in:
+                        subscription.add(now_in, row.revision)
+                    batch_id = now_in
+            if not page.rows:
+                yield self._bookmark(page.revision)
+
+    async def _next(self, subscription: Subscription, principal: Principal) -> Page:
+        """The next rows, or none after a while; ends the watch when the token or the server does."""
+        token_seconds = principal.expire_time_seconds - time.time()
+        if token_seconds <= 0:
+            raise TokenExpired(principal.expire_time_seconds)
+        if self._draining.is_set():
+            raise ServerDraining
+        try:
+            async with asyncio.timeout(None) as wait:
+                self._waits.add(wait)
+                # Jitter keeps ten thousand watchers from asking for their bookmark in the same instant.
+                pause = BOOKMARK_SECONDS * (0.8 + random.random() / 5)  # noqa: S311
+                return await subscription.next(min(pause, token_seconds))
+        except TimeoutError:
+            raise ServerDraining from None
+        finally:
+            self._waits.discard(wait)
+
+    async def _change(self, row: Row, body: dict[str, Any]) -> batcher_pb2.JobChange:
+        change = batcher_pb2.JobChange(
+            state=STATES[body["state"]],
+            attempt=max(body["attempt"], 1),
+            batch_id=body.get("batch_id", ""),
+            cancel_requested=body.get("cancel_requested", False),
+            time=timestamp(row.time_us),
+        )
+        if "settlement" in body:
+            state = SETTLEMENTS[body["settlement"]]
+            change.settlement.CopyFrom(batcher_pb2.Settlement(state=state, charged=body["charged"]))
+        if row.kind in ENDING_KINDS:
+            # The journal holds no content, so that what a job came to is read from the job.
+            view = await self._store.view_of(row.subject)
+            change.MergeFrom(
+                batcher_pb2.JobChange(answer=answer_message(view.answer), failure=failure_message(view.failure))
+            )
+        return change
+
+    def _bookmark(self, revision: int) -> Response:
+        now = timestamp(time.time_ns() // 1000)
+        return self._message(revision, bookmark=batcher_pb2.Bookmark(time=now))
+
+    def _message(self, revision: int, **event: Any) -> Response:
+        return Response(revision=revision, resume_token=encode_token(self._epoch, revision), **event)
+
+
+def is_settled(view: JobView) -> bool:
+    """Whether nothing will ever happen to the job any more."""
+    settled = view.settlement is not None and view.settlement.state is not SettlementState.PENDING
+    return is_final(view.job) and settled
+
+
+def _progress(row: Row) -> batcher_pb2.BatchProgress:
+    body = json.loads(row.body)
+    return batcher_pb2.BatchProgress(
+        batch_id=row.subject,
+        provider_state=body["provider_state"],
+        total=body["total"],
+        completed=body["completed"],
+        failed=body["failed"],
+    )
