@@ -27,7 +27,7 @@ RESERVE: Final = "/punchcard.wallet.v1.WalletService/Reserve"
 BATCH_RESERVE: Final = "/punchcard.wallet.v1.WalletService/BatchReserve"
 AUDIENCE: Final = "punchcard.wallet"
 SCOPES: Final = "account.open wallet.reserve act_for:*"
-ACCOUNTS: Final = 10_000
+ACCOUNTS: Final = 1_000
 BONUS: Final = 10**12
 ITEMS: Final = 1_000
 HOLD: Final = Duration(seconds=3600)
@@ -45,7 +45,7 @@ async def serve_wallet(announce: Announce, secret: bytes, folder: Path) -> None:
     jwks_file = folder / "jwks.json"
     jwks_file.write_text(json.dumps({"keys": [key]}))
     settings = WalletSettings(
-        _env_file=None,
+        _env_file=None,  # type: ignore[call-arg]
         listen_address="127.0.0.1:0",
         metrics_address="127.0.0.1:0",
         database_url=f"sqlite:{database_file(folder)}",
@@ -74,14 +74,14 @@ def count_held(folder: Path) -> int:
 
 
 def make_reserves() -> Callable[[], bytes]:
-    """Makes serialized Reserves of fresh ids, over 10,000 accounts."""
+    """Makes serialized Reserves of fresh ids, over 1,000 accounts."""
     numbers = itertools.count()
     run = os.urandom(4).hex()
     return lambda: _reserve(run, next(numbers)).SerializeToString()
 
 
 def make_batches() -> Callable[[], bytes]:
-    """Makes serialized BatchReserves of 1,000 fresh ids each, over 10,000 accounts."""
+    """Makes serialized BatchReserves of 1,000 fresh ids each, over 1,000 accounts."""
     numbers = itertools.count()
     run = os.urandom(4).hex()
 

@@ -15,6 +15,8 @@ from typing import Final, NamedTuple
 from services.chassis.database import Rows, Transaction
 
 FIRST_HASH: Final = "0" * 64
+LOCK_HEAD: Final = ("journal_lock", dict[str, object]())
+"""`lock_head` as a query for `tx.rows_all`; its one row is a `Head`."""
 
 
 class Entry(NamedTuple):

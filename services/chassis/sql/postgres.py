@@ -40,6 +40,9 @@ class _PostgresTransaction(Transaction):
         arguments = statement.arguments(parameters)
         return list(await self.call(self._connection.fetch, statement.sql, *arguments))
 
+    async def rows_all(self, queries: Sequence[tuple[str, Mapping[str, Any]]], /) -> list[list[Row]]:
+        return [await self.rows(name, **parameters) for name, parameters in queries]
+
     async def run(self, name: str, /, **parameters: Any) -> int:
         statement = self._statements[name]
         tag: str = await self.call(self._connection.execute, statement.sql, *statement.arguments(parameters))

@@ -96,6 +96,11 @@ class _SqliteTransaction(Transaction):
         arguments = statement.arguments(parameters)
         return await self._call(lambda connection: connection.execute(statement.sql, arguments).fetchall())
 
+    async def rows_all(self, queries: Sequence[tuple[str, Mapping[str, Any]]], /) -> list[list[Row]]:
+        statements = [(self._statements[name], parameters) for name, parameters in queries]
+        work = [(statement.sql, statement.arguments(parameters)) for statement, parameters in statements]
+        return await self._call(lambda raw: [raw.execute(sql, arguments).fetchall() for sql, arguments in work])
+
     async def run(self, name: str, /, **parameters: Any) -> int:
         statement = self._statements[name]
         arguments = statement.arguments(parameters)

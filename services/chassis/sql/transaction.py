@@ -91,6 +91,10 @@ class Transaction(ABC):
         """All rows of a SELECT or of a RETURNING clause."""
 
     @abstractmethod
+    async def rows_all(self, queries: Sequence[tuple[str, Mapping[str, Any]]], /) -> list[list[Row]]:
+        """The rows of several queries, run in order: for SQLite in a single hop to its thread."""
+
+    @abstractmethod
     async def run(self, name: str, /, **parameters: Any) -> int:
         """Runs a statement and returns how many rows it changed."""
 
