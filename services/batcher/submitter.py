@@ -33,6 +33,7 @@ from services.chassis.leases import Lease
 HOUR_US = 3600 * 1_000_000
 QUEUE_JOBS_MAX = 100_000
 HOLDS_MAX = 1_000
+BATCHES_AT_ONCE = 4
 DOUBTS = Counter("batcher_submissions_in_doubt", "Submissions of which nobody knew whether they had been bought.")
 ADOPTED = Counter("batcher_submissions_adopted", "Batches found again after their create was in doubt.")
 
@@ -75,7 +76,6 @@ class Submitter:
         self._new_id = new_id
         self._ended = ended
         self._planned_cycle = 0
-        self._looked: set[str] = set()
 
     def next_cycle_us(self, now_us: int) -> int:
         """When the next cycle takes whatever waits."""
@@ -84,16 +84,21 @@ class Submitter:
     async def step(self, lease: Lease, now_us: int) -> bool:
         """Plans what is due, then brings every open batch that is not bought yet one step further."""
         await self._plan(lease, now_us)
-        failure: Exception | None = None
-        for batch in await self._store.open_batches():
-            try:
-                await self._advance(batch, lease, now_us)
-            except Exception as error:
-                # One batch's trouble is not its neighbours'; the loop is told of it afterwards.
-                _log.exception("batch_not_submitted", batch=batch.batch_id, error=type(error).__name__)
-                failure = error
-        if failure is not None:
-            raise failure
+        slots = asyncio.Semaphore(BATCHES_AT_ONCE)
+
+        async def advance(batch: Batch) -> Exception | None:
+            async with slots:
+                try:
+                    await self._advance(batch, lease, now_us)
+                except Exception as error:
+                    # One batch's trouble is not its neighbours'; the loop is told of it afterwards.
+                    _log.warning("batch_not_submitted", batch=batch.batch_id, error=f"{type(error).__name__}: {error}")
+                    return error
+            return None
+
+        for failure in await asyncio.gather(*map(advance, await self._store.open_batches())):
+            if failure is not None:
+                raise failure
         return False
 
     async def _plan(self, lease: Lease, now_us: int) -> None:
@@ -106,20 +111,18 @@ class Submitter:
             self._planned_cycle = cycle
             return
         limits = self._limits
-        used = await self._store.submissions_since(now_us - HOUR_US)
+        creates_left = limits.creates_per_hour_max - await self._store.submissions_since(now_us - HOUR_US)
+        if creates_left <= 0:
+            return
         queue = await self._store.queue(limits.jobs_per_batch_max, QUEUE_JOBS_MAX)
         may = planner.Limits(
-            limits.jobs_per_batch,
-            limits.jobs_per_batch_max,
-            limits.bytes_per_batch_max,
-            max(0, limits.creates_per_hour_max - used),
+            limits.jobs_per_batch, limits.jobs_per_batch_max, limits.bytes_per_batch_max, creates_left
         )
         for planned in planner.plan(queue, cycle_due, may):
             batch = await self._store.plan(planned, self._new_id(), lease)
             if batch is not None:
                 _log.info("batch_planned", batch=batch.batch_id, model=batch.model, jobs=batch.jobs)
-        if may.creates_left:
-            self._planned_cycle = cycle
+        self._planned_cycle = cycle
 
     async def _advance(self, batch: Batch, lease: Lease, now_us: int) -> None:
         if batch.state is State.PLANNED and batch.not_before_us <= now_us:
