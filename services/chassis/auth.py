@@ -21,6 +21,7 @@ PUBLIC: Final = "@public"
 
 CACHED_TOKENS_MAX: Final = 10_000
 TOKEN_BYTES_MAX: Final = 8 * 1024
+SECRET_BYTES_MIN: Final = 32
 
 _SIGNATURE_ONLY: Final[Options] = {
     "verify_signature": True,
@@ -173,7 +174,10 @@ def _load_key(jwk: Mapping[str, Any]) -> _Key:
     algorithm = _ALGORITHMS.get(kind)
     if algorithm is None or jwk.get("alg", algorithm) != algorithm:
         raise ValueError(f"the key {jwk['kid']} is neither EdDSA, ES256, RS256 nor HS256")
-    return _Key(algorithm, jwt.PyJWK.from_dict({**jwk, "alg": algorithm}))
+    loaded = jwt.PyJWK.from_dict({**jwk, "alg": algorithm})
+    if isinstance(loaded.key, bytes) and len(loaded.key) < SECRET_BYTES_MIN:
+        raise ValueError(f"the secret {jwk['kid']} has fewer than {SECRET_BYTES_MIN} bytes (RFC 7518, 3.2)")
+    return _Key(algorithm, loaded)
 
 
 def _seconds(claims: Mapping[str, Any], name: str) -> float:

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
-from typing import Any, Final, Literal, TextIO, cast
+from typing import Any, Final, Literal, TextIO, TypeVar, cast
 
 import structlog
 
@@ -30,6 +30,7 @@ IDLE_SECONDS: Final = 1.0
 
 LineFormat = Literal["auto", "json", "console"]
 Line = MutableMapping[str, Any]
+T = TypeVar("T")
 
 _call_fields: ContextVar[dict[str, Any]] = ContextVar("call_fields")
 
@@ -81,11 +82,21 @@ class LineWriter:
 
     def _render_waiting(self) -> None:
         """Turn lines into a text for the thread; if that is stuck, they are lost rather than heaped up."""
-        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        lines = _taken(self._lines)
         if len(self._texts) >= TEXTS_WAITING_MAX:
             self._dropped += len(lines)
         elif lines:
-            self._texts.append("".join([self._render(line) + "\n" for line in lines]))
+            self._texts.append("".join([self._text(line) for line in lines]))
+
+    def _text(self, line: Line) -> str:
+        """A line that can't be rendered, whose values may be anything, takes no other line down."""
+        event = line.get("event")
+        try:
+            return self._render(line) + "\n"
+        except Exception as error:
+            return (
+                self._render({"time": time.time(), "level": "error", "event": str(event), "lost": repr(error)}) + "\n"
+            )
 
     def _run(self) -> None:
         while not self._closing:
@@ -98,17 +109,27 @@ class LineWriter:
     def _write_waiting(self) -> None:
         if self._closing or not self._texts:
             self._render_waiting()
-        texts = [self._texts.popleft() for _ in range(len(self._texts))]
+        texts = _taken(self._texts)
         dropped, self._dropped = self._dropped, 0
         if dropped:
-            line = {"time": time.time(), "level": "error", "event": "log_lines_dropped", "lines": dropped}
-            texts.append(self._render(line) + "\n")
+            texts.append(
+                self._text({"time": time.time(), "level": "error", "event": "log_lines_dropped", "lines": dropped})
+            )
         if not texts:
             return
         # Whoever read our lines may be gone; a service goes on without a log rather than not at all.
         with contextlib.suppress(OSError, ValueError):
             self._stream.write("".join(texts))
             self._stream.flush()
+
+
+def _taken(queue: deque[T]) -> list[T]:
+    """All that waits in `queue`, which another thread may be emptying too."""
+    taken: list[T] = []
+    with contextlib.suppress(IndexError):
+        while True:
+            taken.append(queue.popleft())
+    return taken
 
 
 class _StandardHandler(logging.Handler):

@@ -32,6 +32,7 @@ PUBLIC_SCOPES: Final[Mapping[str, str]] = {
 }
 
 STOP_GRACE_SECONDS: Final = 1.0
+LAST_WORD_SECONDS: Final = 0.1
 RECEIVE_BYTES_MAX: Final = 4 * 1024 * 1024
 METADATA_BYTES_MAX: Final = 16 * 1024
 PENDING_REQUESTS_MAX: Final = 20_000
@@ -140,9 +141,10 @@ class Server:
         traffic = self._traffic
         self._health.serving = False
         traffic.draining.set()
-        traffic.end_public_streams()
         _log.info("draining", running=len(traffic.running()))
         half_seconds = self._settings.drain_timeout_seconds / 2
+        await self._wait_until_idle(min(LAST_WORD_SECONDS, half_seconds))
+        traffic.end_public_streams()
         await self._wait_until_idle(half_seconds)
         traffic.end_streams()
         await self._wait_until_idle(half_seconds)

@@ -133,13 +133,19 @@ def test_a_file_of_keys_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", '{"keys": [{"kty": "oct", "k": "AAAA"}]}', '{"keys": [{"kid": "a", "kty": "EC", "crv": "P-521"}]}'],
+    [
+        "",
+        "{}",
+        '{"keys": [{"kty": "oct", "k": "AAAA"}]}',
+        '{"keys": [{"kid": "a", "kty": "EC", "crv": "P-521"}]}',
+        '{"keys": [{"kid": "a", "kty": "oct", "k": "AAAA"}]}',
+    ],
 )
 def test_a_file_that_holds_no_keys_is_refused_with_a_sentence(tmp_path, text):
     path = tmp_path / "jwks.json"
     path.write_text(text)
 
-    with pytest.raises(ValueError, match=r"is not a JWKS|is neither"):
+    with pytest.raises(ValueError, match=r"is not a JWKS|is neither|has fewer than 32 bytes"):
         Verifier.from_file(path, AUDIENCE)
 
 

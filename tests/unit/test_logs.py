@@ -1,5 +1,6 @@
 """services.chassis.logs"""
 
+import asyncio
 import io
 import json
 import logging
@@ -111,3 +112,35 @@ def test_on_a_terminal_lines_are_for_people():
 
 def test_before_logs_are_configured_lines_vanish():
     logs.put({"level": "info", "event": "nobody listens"})
+
+
+def test_a_value_that_cannot_be_written_takes_no_other_line_down(stream):
+    class Sulking:
+        def __str__(self):
+            raise RuntimeError("no")
+
+    logs.configure(stream=stream)
+    logs.put({"level": "info", "event": "bad", "value": Sulking()})
+    logs.put({"level": "info", "event": "good"})
+
+    written = lines(stream)
+    assert [line["event"] for line in written] == ["bad", "good"]
+    assert "RuntimeError" in written[0]["lost"]
+
+
+async def test_lines_of_an_event_loop_leave_in_order_and_without_a_close():
+    arrived, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    class Watched(io.StringIO):
+        def flush(self):
+            if "second" in self.getvalue():
+                loop.call_soon_threadsafe(arrived.set)
+
+    watched = Watched()
+    logs.configure(line_format="json", stream=watched)
+    logs.put({"level": "info", "event": "first"})
+    logs.put({"level": "info", "event": "second"})
+    await asyncio.wait_for(arrived.wait(), 5)
+    logs.close()
+
+    assert [json.loads(line)["event"] for line in watched.getvalue().splitlines()] == ["first", "second"]
