@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,6 +31,7 @@ from tests.object_stores import serve_s3
 from tests.tokens import bearer, token, write_jwks
 from tests.wallets import EVERY_SCOPE, WalletClient, wallet_at
 
+ROOT = Path(__file__).parents[1]
 KEY = "sk-twin"
 SCOPES = "image.upload job.submit job.read job.cancel act_for:*"
 FINAL = {
@@ -72,7 +78,8 @@ class Provider:
 class BatcherClient:
     """A stub and the metadata of a caller, one that may do everything unless a test says otherwise."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, address: str) -> None:
+        self.address = address
         self.stub: Any = batcher_pb2_grpc.BatcherServiceStub(channel)
         self.metadata = bearer("tester", SCOPES, audience="punchcard.batcher")
 
@@ -120,6 +127,24 @@ def request_of(job_id: str, image_id: str, **fields: Any) -> Any:
     return batcher_pb2.SubmitJobRequest(job_id=job_id, images=images, **values)
 
 
+@asynccontextmanager
+async def connected(address: str) -> AsyncIterator[BatcherClient]:
+    """A client of a batcher that is there, or will be soon."""
+    async with grpc.aio.insecure_channel(address, options=[("grpc.max_reconnect_backoff_ms", 100)]) as channel:
+        async with asyncio.timeout(30):
+            await channel.channel_ready()
+        yield BatcherClient(channel, address)
+
+
+async def until(probe: Callable[[], Awaitable[bool]]) -> None:
+    """Returns once the probe says yes."""
+    async with asyncio.timeout(30):
+        for _ in itertools.count():
+            if await probe():
+                return
+            await asyncio.sleep(0.01)
+
+
 class Sandbox:
     """All parts but the batcher, which a test starts, stops and starts again."""
 
@@ -138,8 +163,33 @@ class Sandbox:
         """A batcher that runs."""
         settings = self.batcher_settings(**changes)
         migrate(settings.database_url, MIGRATIONS)
-        async with running(settings) as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            yield BatcherClient(channel)
+        async with running(settings) as server, connected(f"127.0.0.1:{server.port}") as client:
+            yield client
+
+    @asynccontextmanager
+    async def process(self, **changes: Any) -> AsyncIterator[tuple[BatcherClient, subprocess.Popen[bytes]]]:
+        """A batcher in a process of its own, which a test may kill."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        values = {**self.settings, "listen_address": f"127.0.0.1:{port}", **changes}
+        migrate(values["database_url"], MIGRATIONS)
+        environment = {f"BATCHER_{name.upper()}": str(value) for name, value in values.items()}
+        roots = os.pathsep.join([str(ROOT), str(ROOT / "gen")])
+        with (self.folder / "batcher.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "services.batcher", "serve"],
+                env={**os.environ, **environment, "PYTHONPATH": roots},
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            async with connected(f"127.0.0.1:{port}") as client:
+                yield client, process
+        finally:
+            process.kill()
+            process.wait()
 
 
 @asynccontextmanager

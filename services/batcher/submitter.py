@@ -115,9 +115,7 @@ class Submitter:
         if creates_left <= 0:
             return
         queue = await self._store.queue(limits.jobs_per_batch_max, QUEUE_JOBS_MAX)
-        may = planner.Limits(
-            limits.jobs_per_batch, limits.jobs_per_batch_max, limits.bytes_per_batch_max, creates_left
-        )
+        may = planner.Limits(limits.jobs_per_batch, limits.jobs_per_batch_max, limits.bytes_per_batch_max, creates_left)
         for planned in planner.plan(queue, cycle_due, may):
             batch = await self._store.plan(planned, self._new_id(), lease)
             if batch is not None:

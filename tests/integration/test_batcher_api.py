@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 
 import grpc
 import pytest
@@ -13,7 +14,7 @@ from punchcard.batcher.v1 import batcher_pb2, error_reason_pb2
 from punchcard.wallet.v1 import wallet_pb2
 from services.batcher.grpc_api import ERRORS, SCOPES, SERVICE
 from services.chassis.errors import CHASSIS_ROWS
-from tests.batchers import picture, request_of, sandbox_in
+from tests.batchers import connected, picture, request_of, sandbox_in, until
 from tests.tokens import bearer
 from tests.wallets import reason_of, refused
 
@@ -111,14 +112,16 @@ async def test_a_watch_ends_with_its_token_and_with_the_server(sandbox, idle):
         [message async for message in idle.stub.WatchJob(request, metadata=metadata)]
     assert reason_of(caught.value)[:2] == ("UNAUTHENTICATED", "TOKEN_EXPIRED")
 
-    async with sandbox.batcher(cycle_seconds=1e6) as other:
-        watch = other.stub.WatchJob(request, metadata=other.metadata)
-        messages = aiter(watch)
-        assert (await anext(messages)).HasField("snapshot")
-        ending = asyncio.ensure_future(collect(messages))
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ending
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    async with AsyncExitStack() as channels:
+        async with sandbox.batcher(cycle_seconds=1e6) as other:
+            # A channel of its own, as the other one is closed before the server drains.
+            watcher = await channels.enter_async_context(connected(other.address))
+            messages = aiter(watcher.stub.WatchJob(request, metadata=watcher.metadata))
+            assert (await anext(messages)).HasField("snapshot")
+            ending = asyncio.ensure_future(collect(messages))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ending
+    assert reason_of(caught.value)[:2] == ("UNAVAILABLE", "SERVER_DRAINING")
 
 
 async def collect(watch):
@@ -355,14 +358,16 @@ async def test_broken_fields_are_all_named(idle):
 async def test_a_client_that_leaves_cancels_nothing(sandbox, idle):
     image = (await idle.upload(picture())).image
     call = idle.stub.SubmitJob(request_of("cat-1", image.image_id), metadata=idle.metadata)
-    while "cat-1" not in [job.job_id for job in (await first_page(idle)).jobs]:
-        await asyncio.sleep(0)
+    await until(lambda: is_listed(idle, batcher_pb2.JOB_STATE_UNSPECIFIED))
     call.cancel()
-    async with asyncio.timeout(10):
-        while (await idle.get("cat-1")).state != batcher_pb2.JOB_STATE_QUEUED:
-            await asyncio.sleep(0.01)
+    await until(lambda: is_listed(idle, batcher_pb2.JOB_STATE_QUEUED))
 
     assert await sandbox.wallet.balance("alice") == (10, 1)
+
+
+async def is_listed(client, state):
+    page = await client.call("ListJobs", batcher_pb2.ListJobsRequest(account_id="alice", state=state))
+    return len(page.jobs) == 1
 
 
 def test_every_method_has_a_scope_and_every_reason_is_in_the_proto():
