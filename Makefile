@@ -63,15 +63,11 @@ test: setup ## Run all tests but the slow ones
 test-all: setup ## Run all tests
 	pytest
 
-lock: setup ## Pin the requirements anew, with uv or pip-tools
+lock: setup ## Pin the requirements anew (needs uv)
+	@command -v uv > /dev/null || { echo "make lock needs uv, which pins for every platform at once"; exit 1; }
 	@for extra in wallet batcher sandbox dev; do echo "pinning requirements/$$extra.txt"; \
-		if command -v uv > /dev/null; then \
-			uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
-				--no-annotate --no-emit-package punchcard --extra $$extra -o requirements/$$extra.txt pyproject.toml; \
-		else \
-			pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
-				--no-emit-index-url --no-emit-trusted-host --extra $$extra -o requirements/$$extra.txt pyproject.toml; \
-		fi; done
+		uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+			--no-emit-package punchcard --extra $$extra -o requirements/$$extra.txt pyproject.toml; done
 
 demo: setup ## Send images through everything on this machine (IMAGES='a.jpg b.png')
 	python -m sandbox.demo $(IMAGES) $(ARGS)
