@@ -177,7 +177,7 @@ class Sandbox:
         environment = {f"BATCHER_{name.upper()}": str(value) for name, value in values.items()}
         roots = os.pathsep.join([str(ROOT), str(ROOT / "gen")])
         with (self.folder / "batcher.log").open("ab") as log:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: ASYNC220 - it starts in a moment
                 [sys.executable, "-m", "services.batcher", "serve"],
                 env={**os.environ, **environment, "PYTHONPATH": roots},
                 cwd=self.folder,

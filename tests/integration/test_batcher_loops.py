@@ -130,7 +130,8 @@ async def test_a_batcher_that_is_killed_goes_on_where_it_was_and_buys_nothing_tw
         jobs = [await client.ended(job_id) for job_id in ("cat-1", "cat-2")]
 
     assert [job.state for job in jobs] == [SUCCEEDED, SUCCEEDED]
-    assert len(sandbox.provider.bought()) == 1
+    # A cycle may come between the two submits and make two batches of them.
+    assert sum(batch.total for batch in sandbox.provider.bought()) == 2
     assert await sandbox.wallet.balance("alice") == (8, 0)
 
 
