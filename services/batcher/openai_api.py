@@ -85,7 +85,7 @@ class ProviderBatch:
 
 
 class OpenAIApi:
-    """The provider. base_url, organization and project: None for the client's own defaults."""
+    """The provider. base_url, organization and project: None for the client's own defaults. ValueError: no key."""
 
     def __init__(
         self,
@@ -97,6 +97,8 @@ class OpenAIApi:
         timeout_seconds: float = 30.0,
         transfer_timeout_seconds: float = 900.0,
     ) -> None:
+        if not api_key:
+            raise ValueError("the provider's key is not set: set OPENAI_API_KEY")
         self._api_key = api_key
         self._timeout_seconds = timeout_seconds
         self._transfer_timeout_seconds = transfer_timeout_seconds
@@ -129,6 +131,7 @@ class OpenAIApi:
                     file=(filename, file, "application/jsonl"),
                     purpose="batch",
                     expires_after={"anchor": "created_at", "seconds": seconds},
+                    timeout=self._transfer_timeout_seconds,
                 )
         file_id = getattr(uploaded, "id", None)
         if not isinstance(file_id, str) or not file_id:
@@ -167,9 +170,10 @@ class OpenAIApi:
         found: list[ProviderBatch] = []
         async with _named_errors(self._transfer_timeout_seconds):
             async for listed in self._client.batches.list(limit=PAGE_BATCHES):
-                if listed.created_at < created_after:
+                batch = _batch(listed)
+                if batch.created_at < created_after:
                     return found
-                found.append(_batch(listed))
+                found.append(batch)
                 if len(found) > PAGE_BATCHES * PAGES_MAX:
                     raise ProviderDoubt(f"more than {PAGE_BATCHES * PAGES_MAX} batches since {created_after}")
         return found
@@ -264,8 +268,8 @@ def _retry_after_seconds(headers: Mapping[str, str]) -> float:
 
 
 def _batch(shown: object) -> ProviderBatch:
-    """Reads a batch. The client builds its objects unchecked: of something else it would make one without an id."""
-    if not isinstance(shown, Batch) or not getattr(shown, "id", None):
+    """Reads a batch. The client builds its objects unchecked: of something else it makes one with fields of None."""
+    if not isinstance(shown, Batch) or not all((shown.id, shown.status, shown.input_file_id, shown.created_at)):
         raise ProviderDoubt("the answer is no batch")
     counts = shown.request_counts
     listed = (shown.errors.data if shown.errors else None) or []

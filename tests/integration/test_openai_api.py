@@ -110,7 +110,8 @@ async def test_a_refused_file_says_why(running: Running, tmp_path: Path) -> None
 async def test_a_lost_create_is_found_by_its_metadata(tmp_path: Path) -> None:
     """The list has every batch since a time, over all its pages, and none from before it."""
     times = iter(range(1_800_000_000, 1_900_000_000))
-    async with twin_in(tmp_path / "twin", clock=lambda: float(next(times))) as running:
+    idle = Pace(validating_seconds=3600)
+    async with twin_in(tmp_path / "twin", clock=lambda: float(next(times)), pace=idle) as running:
         batches = [await running.bought(tmp_path, [cat_line("a.1")], intent=f"i-{number}") for number in range(105)]
         listed = await running.api.list_since(batches[1].created_at)
     assert [batch.metadata["intent"] for batch in listed] == [f"i-{number}" for number in range(104, 0, -1)]
@@ -164,6 +165,12 @@ async def test_a_batch_of_nobody_is_missing(running: Running) -> None:
     """A batch that is not there, for this key, is missing."""
     with pytest.raises(ProviderMissing):
         await running.api.retrieve("batch_none")
+
+
+def test_without_a_key_there_is_no_provider() -> None:
+    """A key that was forgotten is told at the start, by the name of its variable."""
+    with pytest.raises(ValueError, match="OPENAI_API_KEY"):
+        OpenAIApi("")
 
 
 def test_the_identity_outlives_a_key_of_a_project() -> None:
@@ -288,7 +295,7 @@ async def test_a_server_error_is_a_doubt(faulty: Faulty, buy: Call, status: int)
 
 
 @BUYING
-@pytest.mark.parametrize("text", ["", "ok", "[]", "null", "{}", '{"id": ""}', "<html>"])
+@pytest.mark.parametrize("text", ["", "ok", "[]", "null", "{}", '{"id": ""}', '{"id": "x"}', "<html>"])
 async def test_a_garbled_answer_is_a_doubt(faulty: Faulty, buy: Call, text: str) -> None:
     """A 200 that is no batch and no answer leaves open what was done."""
     faulty.faults.text(text)
