@@ -93,9 +93,15 @@ class Store:
         Raises `StoreUnavailable` (or its subclass for lost races) when nothing of the group was done, or when its end
         is unknown: running it again is safe, because every command carries a key.
         """
+        payers: set[str] = set()
         for _ in range(SWEEP_TRANSACTIONS_MAX):
             async with self._database.transaction() as tx:
-                state, head, moment, due = await self._load(tx, commands)
+                state, head, moment, due = await self._load(tx, commands, payers)
+                if unlocked := _unlocked_payers(state):
+                    # Either a Reserve repeats a key and names another payer than before, or another replica made the
+                    # reservation after this group had learnt who pays. Locks are taken in order: begin again with all.
+                    payers |= unlocked
+                    continue
                 loaded = _copy(state)
                 _sweep(state, moment, due)
                 results = [] if due.more else [_decide(state, command, moment) for command in commands]
@@ -104,10 +110,10 @@ class Store:
                 return results
         raise StoreUnavailable("more holds are due at once than a group may sweep")
 
-    async def _load(self, tx: Transaction, commands: Sequence[Command]) -> Loaded:
+    async def _load(self, tx: Transaction, commands: Sequence[Command], payers: set[str]) -> Loaded:
         names = _names(commands)
         reservations = _encode(sorted(names.reservations))
-        account_ids = set(names.accounts)
+        account_ids = names.accounts | payers
         if any(not isinstance(command, Reserve | Grant | OpenAccount | Sweep) for command in commands):
             account_ids.update(row["payer_account_id"] for row in await tx.rows("learn_payers", keys=reservations))
         # One hop to the database's thread costs more than all four statements; their order is the lock order.
@@ -212,6 +218,11 @@ async def _load_due(tx: Transaction, state: State, now_us: int) -> Due:
     later = await tx.rows("load_next_due", ids=ids, now_us=now_us)
     next_due_us = {row["payer_account_id"]: row["due_time_us"] for row in later}
     return Due(due, next_due_us, len(rows) == SWEEP_HOLDS_MAX)
+
+
+def _unlocked_payers(state: State) -> set[str]:
+    payers = {each.payer_account_id for each in state.reservations.values()}
+    return payers - {account_id for account_id, _ in state.accounts} - {""}
 
 
 def _sweep(state: State, moment: Moment, due: Due) -> None:

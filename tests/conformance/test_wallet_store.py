@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 import random
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
 from services.chassis import journal
-from services.chassis.database import Database
+from services.chassis.database import Database, Row, Transaction
 from services.chassis.group_commit import GroupCommitter
 from services.wallet.commands import (
     Amend,
@@ -306,3 +308,64 @@ async def test_a_page_of_another_accounts_history_is_not_given(store: Store) -> 
 def reserve(key: str, amount: int) -> Reserve:
     """A Reserve by the batcher for alice, for a minute."""
     return Reserve("batcher", "alice", "alice", key, amount, 60 * SECOND_US, "v1", "", True)
+
+
+async def test_a_key_that_comes_back_with_another_payer_is_refused_although_both_have_holds_to_sweep(
+    database: Database, store: Store, clock: Clock
+) -> None:
+    """The hold that the key names is loaded, and so is its payer, whom the command does not name."""
+    await store.run_group([reserve("a", 3), reserve("b", 3)._replace(account_id="bob", payer_account_id="bob")])
+    clock.now_us += 60 * SECOND_US
+
+    results = await store.run_group([reserve("b", 3), reserve("c", 10)])
+
+    assert [word(result) for result in results] == ["IdempotencyMismatch", "ok"]
+    await check_promises(database, store)
+
+
+class Interposed:
+    """A database in whose transactions something happens, once, right before a statement is run."""
+
+    def __init__(self, database: Database, statement: str, happens: Callable[[], Awaitable[object]]) -> None:
+        self._database = database
+        self._statement = statement
+        self._happens: Callable[[], Awaitable[object]] | None = happens
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        async with self._database.transaction() as tx:
+            rows = tx.rows
+
+            async def rows_later(name: str, /, **parameters: Any) -> list[Row]:
+                happens = self._happens
+                if name == self._statement and happens is not None:
+                    self._happens = None
+                    await happens()
+                return await rows(name, **parameters)
+
+            tx.rows = rows_later  # type: ignore[method-assign]
+            yield tx
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (Commit("batcher", "batcher", "r1", None, False), "ok"),
+        (Release("batcher", "batcher", "r1"), "ok"),
+        (Amend("batcher", "batcher", "r1", "a1", 1, None), "ok"),
+    ],
+)
+async def test_a_reservation_that_another_replica_makes_while_its_group_is_loaded_is_settled(
+    postgres_url: str, command: Command, expected: str
+) -> None:
+    """Who pays is learnt before the locks; a reservation that appears after it brings its payer's lock with it."""
+    async with opened(postgres_url, WALLET) as database:
+        async with database.transaction() as tx:
+            await journal.open_head(tx, "test", 1)
+        other = Store(database, Rules())
+        raced = Interposed(database, "load_accounts", lambda: other.run_group([reserve("r1", 3)]))
+
+        results = await Store(raced, Rules()).run_group([command])  # type: ignore[arg-type]
+
+        assert [word(result) for result in results] == [expected]
+        await check_promises(database, other)
