@@ -16,7 +16,7 @@ from typing import Final
 import benchmarks
 
 FOLDER: Final = Path(__file__).parent
-_NOT_BENCHMARKS: Final = {"__main__", "registry", "processes", "load", "wallets"}
+_NOT_BENCHMARKS: Final = {"__main__", "registry", "processes", "load", "wallets", "stacks"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """How many durable reservations a second BatchReserve makes, 1,000 a call, against writing the same rows and no more.
 
-The baseline puts rows of the same sizes into the same two tables with bare sqlite3, 1,000 a transaction, each flushed: the
-floor that the database sets. Both take turns within one run.
+The baseline puts rows of the same sizes into the same two tables with bare sqlite3, 1,000 a transaction, each flushed:
+the floor that the database sets. Both take turns within one run.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def write_rows(path: Path, transactions: int) -> float:
     from services.wallet.__main__ import MIGRATIONS  # noqa: PLC0415 - the load process needs it only here
 
     migrate(f"sqlite:{path}", MIGRATIONS)
-    body = '{"balance":1000000000000,"held":1000,"held_change":1,"created_by":"bench","reservation_id":"%s",' + "x" * 110
+    body = (
+        '{"balance":1000000000000,"held":1000,"held_change":1,"created_by":"bench","reservation_id":"%s",' + "x" * 110
+    )
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA journal_mode = WAL")

@@ -1,4 +1,4 @@
-"""What a durable Reserve costs over the chassis alone: single Reserves of 64 clients, against the echo behind the chassis.
+"""What a durable Reserve costs over the chassis alone: single Reserves of 64 clients, against the chassis's echo.
 
 Each answer waits for a transaction that is flushed to the disk. The two servers take turns within one run.
 """

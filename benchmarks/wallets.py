@@ -1,4 +1,4 @@
-"""A wallet in a process of its own for benchmarks, durable and with all of the chassis switched on, and calls for it."""
+"""A wallet in a process of its own for benchmarks, durable and with all of the chassis on, and calls for it."""
 
 from __future__ import annotations
 
