@@ -20,6 +20,7 @@ SERVICE: Final = "punchcard.wallet.v1.WalletService"
 ITEMS_MAX: Final = 1_000
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1_000
+REVISION_MAX: Final = 2**63 - 1
 
 SCOPES: Final[Mapping[str, str]] = {
     f"/{SERVICE}/OpenAccount": "account.open",
@@ -244,9 +245,10 @@ def _page_token(account_id: str, revision: int) -> str:
 
 def _page_revision(token: str, account_id: str) -> int:
     try:
-        of_account, revision = base64.urlsafe_b64decode(token.encode()).decode().split(" ")
-        if of_account == account_id:
-            return int(revision)
+        of_account, text = base64.urlsafe_b64decode(token.encode()).decode().split(" ")
+        revision = int(text)
+        if of_account == account_id and 0 < revision <= REVISION_MAX:
+            return revision
     except (binascii.Error, UnicodeError, ValueError):
         pass
     raise InvalidField([Violation("page_token", token[:64], "is not a next_page_token of this account's history")])
