@@ -13,6 +13,10 @@
 """
 
 from datetime import UTC, datetime
+from typing import Final
+
+SAID_CHARS_MAX: Final = 128
+"""Of a value in a refusal: ids fit, and a thousand refusals stay far below what one message or trailer may hold."""
 
 
 def rfc3339(time_us: int) -> str:
@@ -166,4 +170,7 @@ class BalanceLimit(Refusal):
 
 
 def _said(value: object) -> str:
-    return "(absent)" if value is None else str(value)
+    if value is None:
+        return "(absent)"
+    said = str(value)
+    return said if len(said) <= SAID_CHARS_MAX else f"{said[: SAID_CHARS_MAX - 1]}…"

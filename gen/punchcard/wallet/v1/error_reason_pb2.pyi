@@ -48,6 +48,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. No such reservation, or another principal made it. Metadata: {"reservation_id": "job-1"}"""
     ERROR_REASON_IDEMPOTENCY_MISMATCH: _ErrorReason.ValueType  # 8
     """ALREADY_EXISTS. The key was used before with other content; the first field that differs is named.
+    Values longer than 128 characters are cut.
     Metadata: {"field": "amount", "stored": "5", "received": "6"}
     """
     ERROR_REASON_RESERVATION_COMMITTED: _ErrorReason.ValueType  # 9
@@ -131,6 +132,7 @@ ERROR_REASON_RESERVATION_NOT_FOUND: ErrorReason.ValueType  # 7
 """NOT_FOUND. No such reservation, or another principal made it. Metadata: {"reservation_id": "job-1"}"""
 ERROR_REASON_IDEMPOTENCY_MISMATCH: ErrorReason.ValueType  # 8
 """ALREADY_EXISTS. The key was used before with other content; the first field that differs is named.
+Values longer than 128 characters are cut.
 Metadata: {"field": "amount", "stored": "5", "received": "6"}
 """
 ERROR_REASON_RESERVATION_COMMITTED: ErrorReason.ValueType  # 9
