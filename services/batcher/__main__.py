@@ -1,6 +1,5 @@
 """The batcher's wiring: `python -m services.batcher migrate` once, then `python -m services.batcher serve`."""
 
-import argparse
 import asyncio
 import os
 import secrets
@@ -32,13 +31,11 @@ from services.batcher.store import NewJob, Store, Submitted
 from services.batcher.store_batches import BatchStore
 from services.batcher.submitter import Submitter, SubmitterLimits
 from services.batcher.wallet_client import WalletClient
-from services.chassis import journal, logs
-from services.chassis.database import Database, connect, migrate, pending
-from services.chassis.errors import ServiceError
+from services.chassis import command, journal
+from services.chassis.database import Database, connect
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.leases import Lease
 from services.chassis.loops import Loop, Runner
-from services.chassis.metrics import loop_failed, loop_succeeded
 from services.chassis.server import RefusesToStart, Server
 from services.chassis.watch import Tailer, reader
 
@@ -52,8 +49,6 @@ QUICK_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 5.0
 RENEW_SECONDS: Final = 60.0
 DUPLICATES_SECONDS: Final = 600.0
-
-_log = logs.get_logger(__name__)
 
 
 class Parts:
@@ -249,10 +244,7 @@ def _defaults(settings: BatcherSettings) -> Defaults:
 async def opened(settings: BatcherSettings) -> AsyncIterator[tuple[Database, journal.Head]]:
     """The batcher's database, with a schema that is up to date, and its journal."""
     async with await connect(settings.database_url, [FOLDER / "sql"]) as database:
-        if behind := await pending(database, MIGRATIONS):
-            raise RefusesToStart(
-                f"the schema is behind by {', '.join(behind)}: run `python -m services.batcher migrate`"
-            )
+        await command.refuse_old_schema("batcher", database, MIGRATIONS)
         async with database.transaction() as tx:
             head = await journal.open_head(tx, secrets.token_hex(8), await tx.now_us())
         yield database, head
@@ -267,7 +259,7 @@ async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
         stack.push_async_callback(parts.close)
         await parts.objects.ensure_bucket()
         await parts.start()
-        runner = Runner(parts.loops(), on_success=loop_succeeded, on_failure=_tell_failure)
+        runner = Runner(parts.loops())
         stack.push_async_callback(runner.stop)
         server = Server(
             settings,
@@ -287,36 +279,5 @@ async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
         yield server
 
 
-def _tell_failure(loop: str, error: Exception) -> None:
-    loop_failed(loop)
-    _log.warning("loop_failed", loop=loop, error=repr(error))
-
-
-async def serve(settings: BatcherSettings) -> None:
-    """Serves until SIGTERM or SIGINT."""
-    async with running(settings) as server:
-        await server.wait_for_signal()
-
-
-def main() -> int:
-    """Runs a command; 0 when it ended well, 1 when it could not be done, 2 when it was not understood."""
-    parser = argparse.ArgumentParser(
-        prog="python -m services.batcher", description="The batcher turns images into answers."
-    )
-    parser.add_argument("command", choices=["serve", "migrate"], help="serve calls, or bring the database up to date")
-    command = parser.parse_args().command
-    settings = BatcherSettings.load()
-    logs.configure(settings.log_level, settings.log_format)
-    try:
-        if command == "migrate":
-            migrate(settings.database_url, MIGRATIONS)
-        else:
-            asyncio.run(serve(settings))
-    except (ServiceError, RefusesToStart, OSError) as error:
-        print(f"batcher: {getattr(error, 'detail', '') or error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run("batcher", BatcherSettings, MIGRATIONS, running))

@@ -36,7 +36,7 @@ class Admitter:
         self._wallet = wallet
         self._listeners = listeners
         self._instant_lease_us = instant_lease_us
-        self._groups: GroupCommitter[str, Job] = GroupCommitter(self._admit)
+        self._groups: GroupCommitter[Job, Job] = GroupCommitter(self._admit)
 
     def start(self) -> None:
         """Starts to take jobs."""
@@ -46,36 +46,39 @@ class Admitter:
         """Finishes what it has."""
         await self._groups.close()
 
-    async def admit(self, uids: Sequence[str], timeout_seconds: float) -> list[Job | Exception]:
+    async def admit(self, waiting: Sequence[Job], timeout_seconds: float) -> list[Job | Exception]:
         """The jobs as they came out, or why one did not: a refusal of the wallet, or that it has not answered yet."""
-        answers = asyncio.ensure_future(self._groups.submit_many(uids))
+        answers = asyncio.ensure_future(self._groups.submit_many(waiting))
         done, _ = await asyncio.wait([answers], timeout=timeout_seconds)
         if done:
             return answers.result()
-        return [WalletUnavailable("TIMED_OUT", "not yet")] * len(uids)
+        return [WalletUnavailable("TIMED_OUT", "not yet")] * len(waiting)
 
     async def sweep(self, before_us: int) -> bool:
         """Admits jobs that have waited since before the given time; True if there may be more."""
         uids = await self._store.admitting(before_us, SWEEP_JOBS_MAX)
-        answers = await self._groups.submit_many(uids)
+        answers = await self._groups.submit_many(await self._store.read(uids))
         unavailable = [answer for answer in answers if isinstance(answer, WalletUnavailable)]
         if unavailable:
             raise unavailable[0]
         return len(uids) == SWEEP_JOBS_MAX
 
-    async def _admit(self, uids: Sequence[str]) -> list[Job | Exception]:
-        waiting = {job.uid: job for job in await self._store.read(uids)}
-        asked = [job for job in waiting.values() if job.state is State.ADMITTING]
+    async def _admit(self, waiting: Sequence[Job]) -> list[Job | Exception]:
+        """Asks the wallet about a group. The jobs may have changed since they were read: the store looks again, and an
+        id that was released meanwhile can't be reserved any more.
+        """
         try:
-            outcomes, refusals = await self._reserve(asked)
+            outcomes, refusals = await self._reserve([job for job in waiting if job.state is State.ADMITTING])
         except WalletUnavailable as error:
-            return [error] * len(uids)
+            return [error] * len(waiting)
         changes = await self._store.admit(outcomes, self._instant_lease_us)
         admitted = {change.job.uid: change.job for change in changes}
         self._tell(list(admitted.values()))
         for job in admitted.values():
             _log.info("job_admitted", job=job.uid, account=job.account_id, state=job.state.value)
-        return [refusals.get(uid) or admitted.get(uid) or waiting[uid] for uid in uids]
+        others = [job.uid for job in waiting if job.uid not in admitted and job.uid not in refusals]
+        now = {job.uid: job for job in await self._store.read(others)} if others else {}
+        return [refusals.get(job.uid) or admitted.get(job.uid) or now.get(job.uid, job) for job in waiting]
 
     async def _reserve(self, asked: Sequence[Job]) -> tuple[Mapping[str, int | Failure], Mapping[str, Exception]]:
         """What the wallet says about each job: as the store writes it, and as the caller is told. Raises

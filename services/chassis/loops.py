@@ -13,7 +13,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from services.chassis import logs
 from services.chassis.leases import Lease
+from services.chassis.metrics import loop_failed, loop_succeeded
 
 BACKOFF_SECONDS: Final = 0.5
 BACKOFF_SECONDS_MAX: Final = 30.0
@@ -21,6 +23,7 @@ STOP_TIMEOUT_SECONDS: Final = 10.0
 # Of a lease's duration: two renewals may fail before it is over.
 RENEW_FRACTION: Final = 1 / 3
 
+_log = logs.get_logger(__name__)
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -45,6 +48,12 @@ class Loop:
         self.woken.set()
 
 
+def tell_failure(loop: str, error: Exception) -> None:
+    """Counts and logs that a step failed; the loop goes on by itself."""
+    loop_failed(loop)
+    _log.warning("loop_failed", loop=loop, error=repr(error))
+
+
 class Runner:
     """Runs loops until it is stopped.
 
@@ -55,8 +64,8 @@ class Runner:
         self,
         loops: Sequence[Loop],
         *,
-        on_success: Callable[[str], None],
-        on_failure: Callable[[str, Exception], None],
+        on_success: Callable[[str], None] = loop_succeeded,
+        on_failure: Callable[[str, Exception], None] = tell_failure,
         sleep: Sleep = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
