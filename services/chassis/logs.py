@@ -143,12 +143,13 @@ class _StandardHandler(logging.Handler):
 
 
 _writer: LineWriter | None = None
+_levels: frozenset[str] = frozenset()
 _atexit_known = False
 
 
 def configure(level: str = "INFO", line_format: LineFormat = "auto", stream: TextIO | None = None) -> None:
     """Send log lines of at least `level` to `stream` (standard error); "auto" is JSON when that is not a terminal."""
-    global _writer, _atexit_known
+    global _writer, _levels, _atexit_known
     close()
     out = stream or sys.stderr
     as_json = line_format == "json" or (line_format == "auto" and not out.isatty())
@@ -156,7 +157,9 @@ def configure(level: str = "INFO", line_format: LineFormat = "auto", stream: Tex
     if not _atexit_known:
         atexit.register(close)
         _atexit_known = True
-    number = logging.getLevelNamesMapping()[level.upper()]
+    numbers = logging.getLevelNamesMapping()
+    number = numbers[level.upper()]
+    _levels = frozenset(name.lower() for name in numbers if numbers[name] >= number)
     logging.basicConfig(handlers=[_StandardHandler()], level=max(number, logging.WARNING), force=True)
     structlog.configure(
         processors=[
@@ -185,8 +188,8 @@ def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
 
 
 def put(line: Line) -> None:
-    """Queue a ready line with its level and event; silent until configure() was called."""
-    if _writer is not None:
+    """Queue a ready line with its level and event, if that level is logged; silent until configure() was called."""
+    if _writer is not None and line["level"] in _levels:
         _writer.put(line)
 
 

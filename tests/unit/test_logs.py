@@ -43,6 +43,15 @@ def test_lines_below_the_level_are_not_written(stream):
     assert [line["event"] for line in lines(stream)] == ["loud"]
 
 
+def test_a_ready_line_below_the_level_is_not_written_either(stream):
+    """The lines of calls are ready ones, and they are most of a log."""
+    logs.configure("WARNING", stream=stream)
+    logs.put({"level": "info", "event": "rpc"})
+    logs.put({"level": "error", "event": "rpc", "code": "INTERNAL"})
+
+    assert [line.get("code") for line in lines(stream)] == ["INTERNAL"]
+
+
 def test_an_exception_is_written_with_its_traceback(stream):
     logs.configure(stream=stream)
     logs.get_logger("here").error("failed", exc_info=ValueError("why"))
