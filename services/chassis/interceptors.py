@@ -297,9 +297,10 @@ class Chain:
         traffic = self._traffic
         task = asyncio.current_task()
         assert task is not None
-        if principal is not None and len(traffic.streams) >= traffic.streams_max:
-            raise ServerBusy(traffic.streams_max)
+        # Apart, so that whoever has no token can neither fill the server's memory nor take a stream from those who do.
         streams = traffic.public_streams if principal is None else traffic.streams
+        if len(streams) >= traffic.streams_max:
+            raise ServerBusy(traffic.streams_max)
         lifetime_seconds = principal.expire_time_seconds - time.time() if principal else None
         timeout = asyncio.timeout(lifetime_seconds if lifetime_seconds != float("inf") else None)
         try:
