@@ -262,6 +262,8 @@ def split_address(address: str) -> tuple[str, int]:
 
 def refuse_exposure(settings: ServerSettings, authenticates: bool) -> None:
     """Raise RefusesToStart where money would lie open, unless the operator insists."""
+    if (settings.tls_certificate_file is None) != (settings.tls_key_file is None):
+        raise RefusesToStart("TLS takes both tls_certificate_file and tls_key_file")
     if settings.insecure:
         return
     if not authenticates:

@@ -132,6 +132,19 @@ async def test_health_is_told_to_anybody_and_changes_when_the_server_drains():
         assert (await watch.read()).status == NOT_SERVING
 
 
+async def test_streams_without_a_token_are_bounded_apart_from_those_with_one():
+    """Who needs no token can open no more health watches than the limit, and takes no stream from others by it."""
+    async with serving(concurrent_streams_max=1) as client:
+        health = health_pb2_grpc.HealthStub(client.channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == SERVING
+
+        refused = await outcome_of(health.Watch(health_pb2.HealthCheckRequest()).read())
+        served = await outcome_of(client.in_stream([b"a"]))
+
+    assert (info_of(refused).reason, served) == ("SERVER_BUSY", b"a")
+
+
 async def grpcurl(*arguments):
     """Exit code and output of a real grpcurl."""
     process = await asyncio.create_subprocess_exec(
@@ -218,6 +231,13 @@ def test_a_server_does_not_expose_itself_by_accident(changes, authenticates, sta
     else:
         with pytest.raises(RefusesToStart, match="insecure"):
             refuse_exposure(settings(**changes), authenticates)
+
+
+@pytest.mark.parametrize("half", [{"tls_certificate_file": "c"}, {"tls_key_file": "k"}])
+def test_half_of_a_certificate_is_a_mistake_and_not_plain_text(half):
+    """Whoever set one of the two wants TLS, on loopback and although it is insecure too."""
+    with pytest.raises(RefusesToStart, match="tls_certificate_file and tls_key_file"):
+        refuse_exposure(settings(insecure=True, **half), True)
 
 
 async def test_a_refused_server_does_not_listen():
