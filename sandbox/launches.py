@@ -18,6 +18,14 @@ DRAIN_TIMEOUT_SECONDS: Final = 5.0
 BATCHER_TOKEN_SECONDS: Final = 90 * 24 * 3600
 MODEL_DEFAULT: Final = "gpt-4.1-mini"
 
+# The twin is a millisecond away, so that doubts about it are settled in seconds, and a killed batcher soon goes on.
+TWIN_PATIENCE: Final = {
+    "BATCHER_SUBMIT_TIMEOUT_SECONDS": "5",
+    "BATCHER_SUBMIT_SETTLE_SECONDS": "5",
+    "BATCHER_SUBMIT_RETRY_SECONDS": "2",
+    "BATCHER_LEASE_SECONDS": "10",
+}
+
 
 class Launch(NamedTuple):
     """A command, the one to run before it, and the environment of both."""
@@ -78,6 +86,7 @@ class Launches:
             "BATCHER_CYCLE_SECONDS": str(CYCLE_SECONDS),
             "BATCHER_POLL_SECONDS": str(POLL_SECONDS),
             "BATCHER_MODEL_DEFAULT": MODEL_DEFAULT,
+            "BATCHER_WORK_FOLDER": str(self._data / "work"),
             **self._provider_settings(),
         }
         return self._service("batcher", settings)
@@ -85,11 +94,12 @@ class Launches:
     def _provider_settings(self) -> dict[str, str]:
         """Who answers. OpenAI cannot reach an object store on this machine, so it is sent the images themselves."""
         if self._plan.provider == "openai":
-            return {"BATCHER_IMAGE_TRANSPORT": "inline", "OPENAI_API_KEY": openai_api_key() or ""}
+            return {"BATCHER_IMAGE_TRANSPORT": "inline", "BATCHER_OPENAI_API_KEY": openai_api_key() or ""}
         return {
             "BATCHER_IMAGE_TRANSPORT": "url",
             "BATCHER_OPENAI_BASE_URL": f"http://{HOST}:{self._plan.ports.openai_twin}/v1",
-            "OPENAI_API_KEY": self._secrets.openai_twin(),
+            "BATCHER_OPENAI_API_KEY": self._secrets.openai_twin(),
+            **TWIN_PATIENCE,
         }
 
     def _server_settings(self, prefix: str, port: int, metrics_port: int, database_url: str) -> dict[str, str]:

@@ -80,8 +80,9 @@ def data_folder() -> Path:
 
 
 def openai_api_key() -> str | None:
-    """The key of the real provider, from the environment or `.env`."""
-    return os.environ.get("OPENAI_API_KEY") or dotenv_values(ROOT / ".env").get("OPENAI_API_KEY") or None
+    """The key of the real provider, from the environment, where an empty one means none, or else from `.env`."""
+    key = os.environ.get("OPENAI_API_KEY", dotenv_values(ROOT / ".env").get("OPENAI_API_KEY"))
+    return key or None
 
 
 def default_provider() -> Provider:
