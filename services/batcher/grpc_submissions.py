@@ -20,7 +20,7 @@ from services.chassis.group_commit import GroupCommitter
 DEADLINE_US_MIN: Final = 60 * 1_000_000
 DEADLINE_US_MAX: Final = 30 * 24 * 3600 * 1_000_000
 
-Admit = Callable[[Sequence[str], float], Awaitable[Sequence[Job | Exception]]]
+Admit = Callable[[Sequence[Job], float], Awaitable[Sequence[Job | Exception]]]
 
 
 class Defaults(NamedTuple):
@@ -35,7 +35,7 @@ class Defaults(NamedTuple):
 
 
 class Submissions:
-    """Takes jobs. admit: hands uids to the admitter and waits for a while for what comes of it."""
+    """Takes jobs. admit: hands jobs to the admitter and waits for a while for what comes of it."""
 
     def __init__(
         self,
@@ -99,11 +99,11 @@ class Submissions:
 
     async def _admitted(self, submitted: Sequence[Submitted]) -> list[Job | BatcherError]:
         """The jobs after admission, or the wallet's refusals. Who has no answer in time stays ADMITTING."""
-        waiting = [item.job.uid for item in submitted if item.job.state is State.ADMITTING]
+        waiting = [item.job for item in submitted if item.job.state is State.ADMITTING]
         if not waiting:
             return [item.job for item in submitted]
         answers = await self._admit(waiting, self._defaults.admission_wait_seconds)
-        outcomes = dict(zip(waiting, answers, strict=True))
+        outcomes = {job.uid: answer for job, answer in zip(waiting, answers, strict=True)}
         results: list[Job | BatcherError] = []
         for item in submitted:
             outcome = outcomes.get(item.job.uid)

@@ -14,6 +14,9 @@ from services.batcher.store_batches import BatchStore
 from services.batcher.store_rows import Member
 
 IMAGES_AT_ONCE = 8
+BYTES_AT_ONCE = 8 * 1024 * 1024
+"""Images fetched at once, and how large their lines may be together: this is what bounds the memory of a batch."""
+
 IMAGE_MISSING = Failure("image_missing", "The image is no longer stored.")
 
 
@@ -49,11 +52,13 @@ class InputFiles:
 
     async def _groups(self, batch_id: str) -> AsyncIterator[list[Member]]:
         group: list[Member] = []
+        size_bytes = 0
         async for member in self._batches.members(batch_id):
-            group.append(member)
-            if len(group) == IMAGES_AT_ONCE:
+            size_bytes += member.job.line_bytes
+            if len(group) == IMAGES_AT_ONCE or (group and size_bytes > BYTES_AT_ONCE):
                 yield group
-                group = []
+                group, size_bytes = [], member.job.line_bytes
+            group.append(member)
         if group:
             yield group
 
@@ -62,8 +67,7 @@ class InputFiles:
         keys = [(member.job.account_id, member.order.image_ids[0]) for member in members]
         images = await self._store.images(keys)
         urls = await asyncio.gather(*(self._url(images.get(key)) for key in keys))
-        lines = [_line(member, url) for member, url in zip(members, urls, strict=True) if url is not None]
-        await asyncio.to_thread(file.writelines, lines)
+        await asyncio.to_thread(_write_lines, file, members, urls)
         return [member.job for member, url in zip(members, urls, strict=True) if url is None]
 
     async def _url(self, image: Image | None) -> str | None:
@@ -71,6 +75,12 @@ class InputFiles:
             return await self._urls.url_of(image)
         except ObjectMissing:
             return None
+
+
+def _write_lines(file: BinaryIO, members: Sequence[Member], urls: Sequence[str | None]) -> None:
+    for member, url in zip(members, urls, strict=True):
+        if url is not None:
+            file.write(_line(member, url))
 
 
 def _line(member: Member, url: str) -> bytes:

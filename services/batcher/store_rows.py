@@ -23,6 +23,7 @@ from services.batcher.job import (
     Settlement,
     SettlementState,
     State,
+    is_final,
 )
 from services.batcher.order import Order, decode
 from services.chassis import journal
@@ -173,34 +174,60 @@ async def write(
 
 
 async def _update(tx: Transaction, changes: Sequence[Change]) -> None:
-    """Applies changes of stored jobs by compare-and-set."""
-    if changes and await tx.run("jobs_update", rows=json.dumps([_update_row(change) for change in changes])) != len(
-        changes
-    ):
-        raise Conflict("a job changed under the transaction that had locked it")
+    """Applies changes of stored jobs by compare-and-set, each kind with the columns that it touches."""
+    moved: list[dict[str, object]] = []
+    ended: list[dict[str, object]] = []
+    settled: list[dict[str, object]] = []
+    for change in changes:
+        if is_final(change.before):
+            settled.append(_settled_row(change))
+        elif is_final(change.job):
+            ended.append(_ended_row(change))
+        else:
+            moved.append(_moved_row(change))
+    for statement, rows in (("jobs_update", moved), ("jobs_end", ended), ("jobs_settle", settled)):
+        if rows and await tx.run(statement, rows=json.dumps(rows)) != len(rows):
+            raise Conflict("a job changed under the transaction that had locked it")
 
 
-def _update_row(change: Change) -> dict[str, object]:
-    job, answer, failure = change.job, change.answer, change.failure
+def _settled_row(change: Change) -> dict[str, object]:
+    job = change.job
     return {
         "uid": job.uid,
-        "was_state": change.before.state,
-        "was_attempt": change.before.attempt,
-        "state": job.state,
-        "attempt": job.attempt,
-        "batch_id": job.batch_id,
-        "cancel_requested": job.cancel_requested,
+        "was_state": change.before.state.value,
         "update_time_us": job.update_time_us,
-        "queue_time_us": job.queue_time_us,
-        "not_before_us": job.not_before_us,
-        "hold_expire_time_us": job.hold_expire_time_us,
         "last_revision": job.last_revision,
+    }
+
+
+def _ended_row(change: Change) -> dict[str, object]:
+    job, answer, failure = change.job, change.answer, change.failure
+    return {
+        **_settled_row(change),
+        "was_attempt": change.before.attempt,
+        "state": job.state.value,
+        "cancel_requested": job.cancel_requested,
         "answer": answer and answer.text,
         "finish_reason": answer and answer.finish_reason,
         "input_tokens": answer and answer.input_tokens,
         "output_tokens": answer and answer.output_tokens,
         "failure_code": failure and failure.code,
         "failure_message": failure and failure.message,
+    }
+
+
+def _moved_row(change: Change) -> dict[str, object]:
+    job = change.job
+    return {
+        **_settled_row(change),
+        "was_attempt": change.before.attempt,
+        "state": job.state.value,
+        "attempt": job.attempt,
+        "batch_id": job.batch_id,
+        "cancel_requested": job.cancel_requested,
+        "queue_time_us": job.queue_time_us,
+        "not_before_us": job.not_before_us,
+        "hold_expire_time_us": job.hold_expire_time_us,
     }
 
 

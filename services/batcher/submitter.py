@@ -21,6 +21,7 @@ from services.batcher.openai_api import (
     OpenAIApi,
     ProviderBusy,
     ProviderDoubt,
+    ProviderError,
     ProviderMissing,
     ProviderRefused,
 )
@@ -143,7 +144,7 @@ class Submitter:
             submission = await self._upload(submission, lease)
             await self._create(submission, lease)
         except Unbuildable as error:
-            await self._store.abandon(submission, now_us, lease)
+            await self._abandon(submission, now_us, lease)
             await self._store.apply(
                 batch.batch_id,
                 [Result(job.uid, job.attempt, Loss(error.failure, retryable=False)) for job in error.jobs],
@@ -154,7 +155,7 @@ class Submitter:
         except ProviderRefused as error:
             await self._refused(batch, submission, error, lease, now_us)
         except ProviderBusy as error:
-            await self._store.abandon(submission, now_us + int(error.retry_after_seconds * 1_000_000), lease)
+            await self._abandon(submission, now_us + int(error.retry_after_seconds * 1_000_000), lease)
             _log.warning("provider_busy", batch=batch.batch_id, retry_after_seconds=error.retry_after_seconds)
 
     async def _hold(self, batch: Batch, lease: Lease, now_us: int) -> dict[str, Failure]:
@@ -205,9 +206,7 @@ class Submitter:
         self, batch: Batch, submission: Submission, error: ProviderRefused, lease: Lease, now_us: int
     ) -> None:
         """A definite no: to these jobs where the request is at fault, or to us for now."""
-        await self._store.abandon(submission, now_us + self._limits.retry_us, lease)
-        if submission.input_file_id:
-            await self._provider.delete_file(submission.input_file_id)
+        await self._abandon(submission, now_us + self._limits.retry_us, lease)
         if not error.permanent:
             _log.error("provider_refused", batch=batch.batch_id, code=error.code, message=error.message, alert=True)
             return
@@ -216,6 +215,16 @@ class Submitter:
             pass
         await self._store.close(batch.batch_id, lease)
         self._ended()
+
+    async def _abandon(self, submission: Submission, not_before_us: int, lease: Lease) -> None:
+        """Closes a submission of which it is certain that nothing was bought, and tidies up after it."""
+        await self._store.abandon(submission, not_before_us, lease)
+        if submission.input_file_id:
+            try:
+                await self._provider.delete_file(submission.input_file_id)
+            except ProviderError as error:
+                # It expires by itself; what matters is written already.
+                _log.warning("input_file_left", batch=submission.batch_id, error=str(error))
 
     async def _resolve(self, batch: Batch, submission: Submission, lease: Lease, now_us: int) -> None:
         """Brings a submission whose outcome is not written down one step nearer to its end."""

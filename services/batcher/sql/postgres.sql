@@ -46,19 +46,33 @@ VALUES (:uid, :account_id, :job_id, :payer_account_id, :lane, :model, :price, :p
 UPDATE jobs SET
     state = r.state, attempt = r.attempt, batch_id = r.batch_id, cancel_requested = r.cancel_requested,
     update_time_us = r.update_time_us, queue_time_us = r.queue_time_us, not_before_us = r.not_before_us,
-    hold_expire_time_us = r.hold_expire_time_us, last_revision = r.last_revision,
-    answer = coalesce(r.answer, jobs.answer), finish_reason = coalesce(r.finish_reason, jobs.finish_reason),
-        input_tokens = coalesce(r.input_tokens, jobs.input_tokens), output_tokens = coalesce(r.output_tokens,
-    jobs.output_tokens),
-    failure_code = coalesce(r.failure_code, jobs.failure_code),
-    failure_message = coalesce(r.failure_message, jobs.failure_message)
+    hold_expire_time_us = r.hold_expire_time_us, last_revision = r.last_revision
 FROM jsonb_to_recordset(:rows::jsonb) AS r (
         uid text, was_state text, was_attempt integer, state text, attempt integer, batch_id text, cancel_requested
     boolean, update_time_us bigint, queue_time_us bigint, not_before_us bigint, hold_expire_time_us bigint,
+    last_revision bigint
+)
+WHERE jobs.uid = r.uid AND jobs.state = r.was_state AND jobs.attempt = r.was_attempt;
+
+-- name: jobs_end(rows)!
+UPDATE jobs SET
+    state = r.state, cancel_requested = r.cancel_requested, update_time_us = r.update_time_us,
+    last_revision = r.last_revision, answer = r.answer, finish_reason = r.finish_reason,
+    input_tokens = r.input_tokens, output_tokens = r.output_tokens,
+    failure_code = r.failure_code, failure_message = r.failure_message
+FROM jsonb_to_recordset(:rows::jsonb) AS r (
+        uid text, was_state text, was_attempt integer, state text, cancel_requested boolean, update_time_us bigint,
     last_revision bigint, answer text, finish_reason text, input_tokens bigint, output_tokens bigint, failure_code
     text, failure_message text
 )
 WHERE jobs.uid = r.uid AND jobs.state = r.was_state AND jobs.attempt = r.was_attempt;
+
+-- name: jobs_settle(rows)!
+UPDATE jobs SET update_time_us = r.update_time_us, last_revision = r.last_revision
+FROM jsonb_to_recordset(:rows::jsonb) AS r (
+    uid text, was_state text, update_time_us bigint, last_revision bigint
+)
+WHERE jobs.uid = r.uid AND jobs.state = r.was_state;
 
 -- name: jobs_renew(rows)!
 UPDATE jobs SET hold_expire_time_us = r.hold_expire_time_us
@@ -110,13 +124,15 @@ SELECT uid FROM jobs WHERE state IN ('QUEUED', 'BATCHED', 'RUNNING') AND hold_ex
 ORDER BY hold_expire_time_us LIMIT :count::bigint;
 
 -- name: queue_depths(now_us)
-SELECT model, count(*) AS jobs FROM jobs WHERE state = 'QUEUED' AND not_before_us <= :now_us GROUP BY model;
+SELECT model, count(*) AS jobs FROM jobs
+WHERE state IN ('ADMITTING', 'QUEUED') AND state = 'QUEUED' AND not_before_us <= :now_us GROUP BY model;
 
 -- name: queue_page(now_us, count_per_account, count)
 SELECT uid, account_id, model, line_bytes, queue_time_us FROM (
     SELECT uid, account_id, model, line_bytes, queue_time_us,
         row_number() OVER (PARTITION BY model, account_id ORDER BY queue_time_us, uid) AS place
-    FROM jobs WHERE state = 'QUEUED' AND not_before_us <= :now_us
+    FROM jobs
+WHERE state IN ('ADMITTING', 'QUEUED') AND state = 'QUEUED' AND not_before_us <= :now_us
 ) AS queue
 WHERE place <= :count_per_account::bigint ORDER BY place, queue_time_us, uid LIMIT :count::bigint;
 

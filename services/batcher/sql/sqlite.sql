@@ -45,23 +45,41 @@ VALUES (:uid, :account_id, :job_id, :payer_account_id, :lane, :model, :price, :p
 UPDATE jobs SET
     state = r.state, attempt = r.attempt, batch_id = r.batch_id, cancel_requested = r.cancel_requested,
     update_time_us = r.update_time_us, queue_time_us = r.queue_time_us, not_before_us = r.not_before_us,
-    hold_expire_time_us = r.hold_expire_time_us, last_revision = r.last_revision,
-    answer = coalesce(r.answer, jobs.answer), finish_reason = coalesce(r.finish_reason, jobs.finish_reason),
-        input_tokens = coalesce(r.input_tokens, jobs.input_tokens), output_tokens = coalesce(r.output_tokens,
-    jobs.output_tokens),
-    failure_code = coalesce(r.failure_code, jobs.failure_code),
-    failure_message = coalesce(r.failure_message, jobs.failure_message)
+    hold_expire_time_us = r.hold_expire_time_us, last_revision = r.last_revision
 FROM (
         SELECT value ->> 'uid' AS uid, value ->> 'was_state' AS was_state, value ->> 'was_attempt' AS was_attempt,
     value ->> 'state' AS state, value ->> 'attempt' AS attempt, value ->> 'batch_id' AS batch_id, value ->>
     'cancel_requested' AS cancel_requested, value ->> 'update_time_us' AS update_time_us, value ->> 'queue_time_us'
     AS queue_time_us, value ->> 'not_before_us' AS not_before_us, value ->> 'hold_expire_time_us' AS
-    hold_expire_time_us, value ->> 'last_revision' AS last_revision, value ->> 'answer' AS answer, value ->>
+    hold_expire_time_us, value ->> 'last_revision' AS last_revision
+    FROM json_each(:rows)
+) AS r
+WHERE jobs.uid = r.uid AND jobs.state = r.was_state AND jobs.attempt = r.was_attempt;
+
+-- name: jobs_end(rows)!
+UPDATE jobs SET
+    state = r.state, cancel_requested = r.cancel_requested, update_time_us = r.update_time_us,
+    last_revision = r.last_revision, answer = r.answer, finish_reason = r.finish_reason,
+    input_tokens = r.input_tokens, output_tokens = r.output_tokens,
+    failure_code = r.failure_code, failure_message = r.failure_message
+FROM (
+        SELECT value ->> 'uid' AS uid, value ->> 'was_state' AS was_state, value ->> 'was_attempt' AS was_attempt,
+    value ->> 'state' AS state, value ->> 'cancel_requested' AS cancel_requested, value ->> 'update_time_us' AS
+    update_time_us, value ->> 'last_revision' AS last_revision, value ->> 'answer' AS answer, value ->>
     'finish_reason' AS finish_reason, value ->> 'input_tokens' AS input_tokens, value ->> 'output_tokens' AS
     output_tokens, value ->> 'failure_code' AS failure_code, value ->> 'failure_message' AS failure_message
     FROM json_each(:rows)
 ) AS r
 WHERE jobs.uid = r.uid AND jobs.state = r.was_state AND jobs.attempt = r.was_attempt;
+
+-- name: jobs_settle(rows)!
+UPDATE jobs SET update_time_us = r.update_time_us, last_revision = r.last_revision
+FROM (
+        SELECT value ->> 'uid' AS uid, value ->> 'was_state' AS was_state, value ->> 'update_time_us' AS
+    update_time_us, value ->> 'last_revision' AS last_revision
+    FROM json_each(:rows)
+) AS r
+WHERE jobs.uid = r.uid AND jobs.state = r.was_state;
 
 -- name: jobs_renew(rows)!
 UPDATE jobs SET hold_expire_time_us = r.hold_expire_time_us
@@ -113,13 +131,15 @@ SELECT uid FROM jobs WHERE state IN ('QUEUED', 'BATCHED', 'RUNNING') AND hold_ex
 ORDER BY hold_expire_time_us LIMIT :count;
 
 -- name: queue_depths(now_us)
-SELECT model, count(*) AS jobs FROM jobs WHERE state = 'QUEUED' AND not_before_us <= :now_us GROUP BY model;
+SELECT model, count(*) AS jobs FROM jobs
+WHERE state IN ('ADMITTING', 'QUEUED') AND state = 'QUEUED' AND not_before_us <= :now_us GROUP BY model;
 
 -- name: queue_page(now_us, count_per_account, count)
 SELECT uid, account_id, model, line_bytes, queue_time_us FROM (
     SELECT uid, account_id, model, line_bytes, queue_time_us,
         row_number() OVER (PARTITION BY model, account_id ORDER BY queue_time_us, uid) AS place
-    FROM jobs WHERE state = 'QUEUED' AND not_before_us <= :now_us
+    FROM jobs
+WHERE state IN ('ADMITTING', 'QUEUED') AND state = 'QUEUED' AND not_before_us <= :now_us
 ) AS queue
 WHERE place <= :count_per_account ORDER BY place, queue_time_us, uid LIMIT :count;
 

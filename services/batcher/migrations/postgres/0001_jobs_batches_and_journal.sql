@@ -58,7 +58,6 @@ CREATE UNIQUE INDEX jobs_by_key ON jobs (account_id, job_id) WHERE NOT supersede
 CREATE INDEX jobs_by_account ON jobs (account_id, uid) WHERE NOT superseded;
 CREATE INDEX jobs_admitting ON jobs (uid) WHERE state = 'ADMITTING';
 CREATE INDEX jobs_waiting ON jobs (deadline_us) WHERE state IN ('ADMITTING', 'QUEUED');
-CREATE INDEX jobs_queued ON jobs (queue_time_us) WHERE state = 'QUEUED';
 CREATE INDEX jobs_in_batch ON jobs (batch_id, uid) WHERE state IN ('BATCHED', 'RUNNING');
 CREATE INDEX jobs_held ON jobs (hold_expire_time_us) WHERE state IN ('QUEUED', 'BATCHED', 'RUNNING');
 

@@ -1,0 +1,160 @@
+"""Holds and settlements against the real wallet: what a job costs whatever became of its hold meanwhile."""
+
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import pytest
+
+from punchcard.wallet.v1 import wallet_pb2
+from services.batcher.admitter import Admitter, Listeners
+from services.batcher.errors import InsufficientFunds, WalletRefused
+from services.batcher.job import Answer, Failure, Job, SettlementState, State
+from services.batcher.planner import Planned
+from services.batcher.renewer import Renewer
+from services.batcher.settler import Settler
+from services.batcher.store import Submitted
+from services.batcher.store_batches import Loss, Result
+from services.batcher.wallet_client import WalletClient
+from tests.batcher_jobs import HOUR_US, LIMITS, Stores, image, new_job, new_uid, opened_stores
+from tests.tokens import token
+from tests.wallets import EVERY_SCOPE, wallet_at
+from tests.wallets import WalletClient as Wallet
+
+ANSWER = Answer("a cat", "stop", 10, 2)
+
+
+class Bench(NamedTuple):
+    """The stores, the wallet as its owner sees it, and the parts that talk to it."""
+
+    stores: Stores
+    wallet: Wallet
+    client: WalletClient
+    admitter: Admitter
+    settler: Settler
+
+    async def admitted(self, job_id: str, **fields) -> Job | Exception:
+        """A job of alice's after admission."""
+        await self.stores.jobs.add_image(image())
+        (submitted,) = await self.stores.jobs.submit([new_job(job_id, **fields)])
+        assert isinstance(submitted, Submitted)
+        (outcome,) = await self.admitter.admit([submitted.job], 10)
+        return outcome
+
+    async def running(self, job: Job) -> str:
+        """Brings a queued job to RUNNING; gives its batch."""
+        batches, lease = self.stores.batches, self.stores.lease
+        batch = await batches.plan(Planned("gpt-x", (job.uid,)), new_uid(), lease)
+        assert batch is not None
+        submission = await batches.freeze(batch.batch_id, {}, new_uid(), "org", lease)
+        assert submission is not None
+        await batches.adopt(submission, "batch_1", lease)
+        return batch.batch_id
+
+    async def settled(self, job_id: str):
+        """The job once the settler has done its step."""
+        assert not await self.settler.step(self.stores.lease)
+        return await self.stores.jobs.view("alice", job_id)
+
+    async def end_hold(self, job: Job) -> None:
+        """Releases a hold behind the batcher's back, as its expiry would."""
+        await self.wallet.call("Refund", wallet_pb2.RefundRequest(reservation_id=job.uid))
+
+
+@pytest.fixture
+async def bench(tmp_path) -> AsyncIterator[Bench]:
+    async with (
+        opened_stores(f"sqlite:{tmp_path}/batcher.db") as stores,
+        wallet_at(f"sqlite:{tmp_path}/wallet.db", tmp_path) as (wallet, port),
+    ):
+        token_file = tmp_path / "token"
+        token_file.write_text(token("batcher", EVERY_SCOPE, audience="punchcard.wallet"))
+        client = WalletClient(f"127.0.0.1:{port}", token_file, 10)
+        client.start()
+        admitter = Admitter(stores.jobs, client, Listeners(lambda _: None, lambda: None), HOUR_US)
+        admitter.start()
+        yield Bench(stores, wallet, client, admitter, Settler(stores.jobs, client))
+        await admitter.close()
+        await client.close()
+
+
+async def test_a_success_takes_the_price_once_however_often_it_is_settled(bench):
+    job = await bench.admitted("a")
+    batch_id = await bench.running(job)
+    await bench.stores.batches.apply(batch_id, [Result(job.uid, 1, ANSWER)], LIMITS, bench.stores.lease)
+    view = await bench.settled("a")
+    await bench.settled("a")
+
+    assert view.settlement.state is SettlementState.SETTLED
+    assert await bench.wallet.balance("alice") == (9, 0)
+
+
+async def test_a_failure_gives_the_hold_back(bench):
+    job = await bench.admitted("a")
+    batch_id = await bench.running(job)
+    lost = Loss(Failure("refused", "No."), retryable=False)
+    await bench.stores.batches.apply(batch_id, [Result(job.uid, 1, lost)], LIMITS, bench.stores.lease)
+    view = await bench.settled("a")
+
+    assert (view.settlement.state, view.settlement.charged) == (SettlementState.SETTLED, 0)
+    assert await bench.wallet.balance("alice") == (10, 0)
+
+
+async def test_an_answer_that_the_configuration_gives_away_costs_nothing(bench):
+    job = await bench.admitted("a")
+    batch_id = await bench.running(job)
+    refusal = ANSWER._replace(finish_reason="content_filter")
+    await bench.stores.batches.apply(batch_id, [Result(job.uid, 1, refusal)], LIMITS, bench.stores.lease)
+    view = await bench.settled("a")
+
+    assert view.job.state is State.SUCCEEDED
+    assert await bench.wallet.balance("alice") == (10, 0)
+
+
+async def test_a_settlement_that_the_wallet_refuses_is_final_and_the_answer_stays(bench):
+    job = await bench.admitted("a")
+    batch_id = await bench.running(job)
+    await bench.end_hold(job)
+    await bench.stores.batches.apply(batch_id, [Result(job.uid, 1, ANSWER)], LIMITS, bench.stores.lease)
+    view = await bench.settled("a")
+
+    assert (view.settlement.state, view.settlement.charged) == (SettlementState.REFUSED, 0)
+    assert view.answer == ANSWER
+    assert await bench.stores.jobs.pending_settlements("", 10) == []
+
+
+async def test_refusals_are_told_with_the_wallets_numbers_and_block_the_id(bench):
+    poor = await bench.admitted("a", price=11)
+    view = await bench.settled("a")
+    stranger = await bench.admitted("b", payer_account_id="nobody-here", price=11)
+
+    assert isinstance(poor, InsufficientFunds)
+    assert poor.metadata["requested"] == "11"
+    assert (view.job.state, view.settlement.state) == (State.REJECTED, SettlementState.SETTLED)
+    assert isinstance(stranger, InsufficientFunds | WalletRefused)
+
+
+async def test_a_hold_that_nears_its_end_is_made_longer(bench):
+    job = await bench.admitted("a", hold_duration_us=HOUR_US)
+    renewer = Renewer(bench.stores.jobs, bench.client, margin_us=HOUR_US // 2)
+    now_us = job.hold_expire_time_us - HOUR_US // 4
+    await renewer.step(bench.stores.lease, now_us)
+    (renewed,) = await bench.stores.jobs.read([job.uid])
+
+    assert renewed.hold_expire_time_us == now_us + HOUR_US
+    assert renewed.state is State.QUEUED
+    assert await bench.wallet.balance("alice") == (10, 1)
+
+
+async def test_a_queued_job_whose_hold_is_gone_ends_and_a_running_one_goes_on(bench):
+    queued, running = await bench.admitted("a"), await bench.admitted("b")
+    await bench.running(running)
+    for job in (queued, running):
+        await bench.end_hold(job)
+    renewer = Renewer(bench.stores.jobs, bench.client, margin_us=HOUR_US)
+    await renewer.step(bench.stores.lease, queued.hold_expire_time_us)
+    ended = await bench.settled("a")
+    other = await bench.stores.jobs.view("alice", "b")
+
+    assert (ended.job.state, ended.failure.code) == (State.FAILED, "hold_lost")
+    assert other.job.state is State.RUNNING
+    assert not await renewer.step(bench.stores.lease, queued.hold_expire_time_us)
