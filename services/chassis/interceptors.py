@@ -55,6 +55,7 @@ class Traffic:
         self.calls_max: Final = calls_max
         self.streams_max: Final = streams_max
         self.draining: Final = asyncio.Event()
+        self.turned_away = 0
         self.calls: Final[dict[asyncio.Task[Any], _Call]] = {}
         self.streams: Final[dict[asyncio.Task[Any], asyncio.Timeout]] = {}
         self.public_streams: Final[dict[asyncio.Task[Any], asyncio.Timeout]] = {}
@@ -279,6 +280,7 @@ class Chain:
         if method.scope is None or method.scope not in principal.scopes:
             raise ScopeMissing(method.name, method.scope or "")
         if self._traffic.draining.is_set():
+            self._traffic.turned_away += 1
             raise ServerDraining
         set_principal(principal)
         return principal

@@ -32,6 +32,8 @@ PUBLIC_SCOPES: Final[Mapping[str, str]] = {
 }
 
 STOP_GRACE_SECONDS: Final = 1.0
+QUIET_SECONDS: Final = 0.05
+QUIET_SECONDS_MAX: Final = 1.0
 LAST_WORD_SECONDS: Final = 0.1
 RECEIVE_BYTES_MAX: Final = 4 * 1024 * 1024
 METADATA_BYTES_MAX: Final = 16 * 1024
@@ -150,6 +152,7 @@ class Server:
         await self._wait_until_idle(half_seconds)
         if left := len(traffic.running()):
             _log.warning("drain_timed_out", running=left)
+        await self._wait_until_quiet()
         if self._grpc is not None:
             await self._grpc.stop(STOP_GRACE_SECONDS)
         if self._metrics_page is not None:
@@ -162,6 +165,15 @@ class Server:
         give_up_at = loop.time() + limit_seconds
         while (running := self._traffic.running()) and (left_seconds := give_up_at - loop.time()) > 0:
             await asyncio.wait(running, timeout=left_seconds)
+
+    async def _wait_until_quiet(self) -> None:
+        """Refuse the calls that are on their way: those that grpc holds when it stops end as CANCELLED, a final no."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + QUIET_SECONDS_MAX
+        turned_away = -1
+        while turned_away != self._traffic.turned_away and loop.time() < give_up_at:
+            turned_away = self._traffic.turned_away
+            await asyncio.sleep(QUIET_SECONDS)
 
     async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` to its end even if the caller's deadline cancels the call; drain() waits for it."""

@@ -62,6 +62,26 @@ async def test_a_drain_finishes_what_was_begun_and_refuses_what_is_new():
     assert late.code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_calls_that_arrive_while_a_drain_ends_are_refused_as_retriable():
+    """No call is met by grpc's own CANCELLED, which clients take for final."""
+    async with serving() as client:
+
+        async def call_until_refused(served):
+            outcome = b"hello"
+            while outcome == b"hello":
+                outcome = await outcome_of(client.unary())
+                served.set()
+            return outcome
+
+        served = [asyncio.Event() for _ in range(64)]
+        callers = [asyncio.ensure_future(call_until_refused(each)) for each in served]
+        await asyncio.gather(*(each.wait() for each in served))
+        await client.server.drain()
+        refusals = await asyncio.gather(*callers)
+
+    assert {refusal.code() for refusal in refusals} == {grpc.StatusCode.UNAVAILABLE}
+
+
 async def test_a_handler_that_looks_at_draining_ends_its_stream_with_a_last_word():
     server = None
 
