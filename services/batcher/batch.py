@@ -79,7 +79,9 @@ class Batch(NamedTuple):
 
 
 class Submission(NamedTuple):
-    """One try to buy a batch. doubt_time_us: when its input file was deleted, 0 while it was not."""
+    """One try to buy a batch. doubt_time_us: since when its input file is gone, or it was found in the provider's
+    list; 0 while neither was needed.
+    """
 
     batch_id: str
     attempt: int

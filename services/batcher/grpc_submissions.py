@@ -9,7 +9,7 @@ from services.batcher import order as orders
 from services.batcher.errors import AccountNotFound, BatcherError, JobNotFound
 from services.batcher.grpc_messages import Asked
 from services.batcher.grpc_uploads import Uploads
-from services.batcher.job import Job, Lane, State, uid_of
+from services.batcher.job import Job, Lane, State, is_final, uid_of
 from services.batcher.pricing import PriceList, quote
 from services.batcher.store import NewJob, Store, Submitted
 from services.batcher.store_rows import JobView
@@ -63,8 +63,8 @@ class Submissions:
         (outcome,) = await self._admitted([submitted])
         if isinstance(outcome, Exception):
             raise outcome
-        if submitted.replayed:
-            return await self._store.view_of(outcome.uid), True
+        if submitted.replayed or is_final(outcome):
+            return await self._store.view_of(outcome.uid), submitted.replayed
         return JobView(outcome, asked.order, command.detail, command.max_output_tokens, None, None, None), False
 
     async def submit_many(

@@ -19,7 +19,7 @@ from services.batcher.batch_file import LineFailure, LineResult, parse_result_li
 from services.batcher.job import Answer, Failure, Limits
 from services.batcher.object_store import ObjectStore, batch_key
 from services.batcher.openai_api import OpenAIApi, ProviderBatch, ProviderError, ProviderMissing
-from services.batcher.store_batches import LINES_MAX, BatchStore, Loss, Result
+from services.batcher.store_batches import LINES_MAX, BatchStore, Loss, Result, raise_if_all_failed
 from services.chassis import logs
 from services.chassis.leases import Lease
 
@@ -70,7 +70,7 @@ class Poller:
                 try:
                     await self._follow(batch, batch.batch_id in unwanted, lease, now_us)
                 except Exception as error:
-                    # One batch's trouble is not its neighbours'; the loop is told of it afterwards.
+                    # One batch's trouble is not its neighbours'.
                     _log.warning("batch_not_followed", batch=batch.batch_id, error=f"{type(error).__name__}: {error}")
                     return error
             return None
@@ -80,9 +80,7 @@ class Poller:
         if now_us >= self._duplicates_due_us:
             self._duplicates_due_us = now_us + self._limits.duplicates_us
             await self._cancel_duplicates(now_us)
-        for failure in failures:
-            if failure is not None:
-                raise failure
+        raise_if_all_failed(failures)
         return False
 
     async def _follow(self, batch: Batch, unwanted: bool, lease: Lease, now_us: int) -> None:

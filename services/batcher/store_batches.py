@@ -252,6 +252,14 @@ class BatchStore(Stored):
         return True
 
 
+def raise_if_all_failed(outcomes: Sequence[Exception | None]) -> None:
+    """Tells a loop that its step failed when it did for every batch: then it is not the batches that are at fault, and
+    it is time to pause. What failed for some was logged, and is tried again at the loop's own pace.
+    """
+    if outcomes and all(outcome is not None for outcome in outcomes):
+        raise next(outcome for outcome in outcomes if outcome is not None)
+
+
 def _leave(job: Job, lost: Mapping[str, Failure], now_us: int) -> Change | None:
     """Whether a member leaves the batch before it is bought."""
     if job.cancel_requested or now_us >= job.deadline_us or job.uid in lost:

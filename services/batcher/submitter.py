@@ -25,7 +25,7 @@ from services.batcher.openai_api import (
     ProviderMissing,
     ProviderRefused,
 )
-from services.batcher.store_batches import BatchStore, Loss, Result
+from services.batcher.store_batches import BatchStore, Loss, Result, raise_if_all_failed
 from services.batcher.wallet_client import WalletClient
 from services.batcher.wallet_holds import extend_holds
 from services.chassis import logs
@@ -92,14 +92,13 @@ class Submitter:
                 try:
                     await self._advance(batch, lease, now_us)
                 except Exception as error:
-                    # One batch's trouble is not its neighbours'; the loop is told of it afterwards.
+                    # One batch's trouble is not its neighbours'.
                     _log.warning("batch_not_submitted", batch=batch.batch_id, error=f"{type(error).__name__}: {error}")
                     return error
             return None
 
-        for failure in await asyncio.gather(*map(advance, await self._store.open_batches())):
-            if failure is not None:
-                raise failure
+        outcomes = await asyncio.gather(*map(advance, await self._store.open_batches()))
+        raise_if_all_failed(outcomes)
         return False
 
     async def _plan(self, lease: Lease, now_us: int) -> None:
@@ -235,7 +234,7 @@ class Submitter:
                 _log.error("provider_identity_changed", batch=batch.batch_id, alert=True)
                 await self._store.update(batch._replace(problem=problem), "batch.held", lease)
             return
-        if submission.input_file_id and step is not Step.WAIT and await self._found(submission, lease):
+        if submission.input_file_id and step is not Step.WAIT and await self._found(submission, lease, now_us):
             return
         if step is Step.DELETE_INPUT:
             await self._provider.delete_file(submission.input_file_id)
@@ -244,12 +243,15 @@ class Submitter:
             await self._store.abandon(submission, now_us, lease)
             _log.info("submission_abandoned", batch=batch.batch_id, attempt=submission.attempt)
 
-    async def _found(self, submission: Submission, lease: Lease) -> bool:
-        """Looks for the batch that a lost create may have made, and adopts it."""
+    async def _found(self, submission: Submission, lease: Lease, now_us: int) -> bool:
+        """Looks for the batch that a lost create may have made, and adopts it. That it was in doubt is kept, since a
+        second one may turn up.
+        """
         since_seconds = (submission.create_time_us - batches.LOOK_BACK_US) // 1_000_000
         for listed in await self._provider.list_since(since_seconds):
             if batches.is_ours(listed.metadata, listed.input_file_id, submission):
-                await self._store.adopt(submission, listed.id, lease)
+                doubted = submission._replace(doubt_time_us=submission.doubt_time_us or now_us)
+                await self._store.adopt(doubted, listed.id, lease)
                 ADOPTED.inc()
                 _log.warning("batch_adopted", batch=submission.batch_id, provider_batch=listed.id)
                 return True

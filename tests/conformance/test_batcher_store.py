@@ -1,5 +1,6 @@
 """What the batcher's stores promise, on SQLite and on PostgreSQL."""
 
+import asyncio
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from services.batcher.job import Action, Answer, Failure, Lane, Settlement, Sett
 from services.batcher.planner import Planned
 from services.batcher.store import Submitted
 from services.batcher.store_batches import Loss, Result
+from services.chassis.database import Conflict
 from services.chassis.leases import LeaseLost
 from tests.batcher_jobs import FAR_US, HOUR_US, LIMITS, image, new_job, new_uid, opened_stores
 
@@ -293,3 +295,45 @@ async def test_the_journal_tells_each_change_and_no_content(stores):
     }
     assert not any("What?" in row.body or "cat" in row.body for row in rows)
     assert [row.actor for row in rows[:2]] == ["alice", "@batcher"]
+
+
+async def test_whatever_runs_at_once_each_job_ends_and_settles_once(stores):
+    """Cancels, plans, freezes, answers and settlements of the same jobs, all at the same time."""
+    names = [f"cat-{number}" for number in range(30)]
+    queued = await stores.queued(*names)
+    uids = tuple(job.uid for job in queued)
+
+    async def buy(share):
+        batch = await stores.batches.plan(Planned("gpt-x", share), new_uid(), stores.lease)
+        if batch is None:
+            return
+        submission = await stores.batches.freeze(batch.batch_id, {}, new_uid(), "org", stores.lease)
+        if submission is None:
+            return
+        await stores.batches.adopt(submission, f"batch-{batch.batch_id}", stores.lease)
+        results = [Result(uid, 1, ANSWER) for uid in share]
+        await asyncio.gather(
+            *(stores.batches.apply(batch.batch_id, results, LIMITS, stores.lease) for _ in range(2)),
+            return_exceptions=True,
+        )
+
+    async def cancel(name):
+        try:
+            await stores.jobs.cancel("alice", name, "alice")
+        except JobEnded:
+            return
+
+    done = await asyncio.gather(
+        *(buy(uids[start : start + 12]) for start in range(0, 30, 6)),
+        *(cancel(name) for name in names[::2]),
+        *(stores.jobs.expire() for _ in range(3)),
+        return_exceptions=True,
+    )
+    pending = await stores.jobs.pending_settlements("", 100)
+    refusals = dict.fromkeys((uid for uid, _ in pending), "")
+    settled = await asyncio.gather(*(stores.jobs.settle(refusals, stores.lease) for _ in range(3)))
+
+    ends = [row for row in await stores.journal() if '"settlement": "PENDING"' in row.body]
+    assert [error for error in done if error is not None and not isinstance(error, Conflict | list)] == []
+    assert len({row.subject for row in ends}) == len(ends) == len(pending)
+    assert sum(len(changes) for changes in settled) == len(pending)

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from punchcard.batcher.v1 import batcher_pb2
 from punchcard.wallet.v1 import wallet_pb2
+from sandbox.openai_twin.batch_worker import Pace
 from tests.batchers import picture, sandbox_in, until
 
 SUCCEEDED = batcher_pb2.JOB_STATE_SUCCEEDED
@@ -283,6 +284,31 @@ async def test_a_batch_that_nobody_wants_any_more_is_cancelled_at_the_provider(s
 
 async def has_state(client, job_id, state):
     return (await client.get(job_id)).state == state
+
+
+async def test_a_second_batch_of_one_intent_is_cancelled_and_charged_to_nobody(tmp_path, monkeypatch):
+    """A create goes through twice behind our back, as by a proxy that retries: one is adopted, the other cancelled."""
+    monkeypatch.setattr("services.batcher.__main__.DUPLICATES_SECONDS", 0.1)
+    async with sandbox_in(tmp_path, pace=Pace(image_seconds=1.0)) as sandbox:
+
+        async def twice(request, handle):
+            if is_create(request):
+                sandbox.provider.fault = None
+                await handle()
+                await handle()
+                return broken()
+            return await handle()
+
+        sandbox.provider.fault = twice
+        async with sandbox.batcher() as client:
+            await submitted(client, "cat-1")
+            job = await client.ended("cat-1")
+
+        cancels = [call for call in sandbox.provider.requests if call.endswith("/cancel")]
+        assert job.state == SUCCEEDED
+        assert len(sandbox.provider.bought()) == 2
+        assert len(cancels) == 1
+        assert await sandbox.wallet.balance("alice") == (9, 0)
 
 
 async def test_two_replicas_share_a_database_and_buy_each_job_once(tmp_path, postgres_url):

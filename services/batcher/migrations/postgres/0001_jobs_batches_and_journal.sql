@@ -85,7 +85,8 @@ CREATE TABLE batches (
 
 CREATE INDEX batches_open ON batches (batch_id) WHERE state <> 'CLOSED';
 
--- Each try to buy a batch, written before the try. doubt_time_us: when its input file was deleted, 0 while it was not.
+-- Each try to buy a batch, written before the try. doubt_time_us: since when its input file is gone, or
+-- when it was found in the provider's list; 0 while neither was needed.
 CREATE TABLE submissions (
     batch_id TEXT NOT NULL REFERENCES batches (batch_id),
     attempt INTEGER NOT NULL CHECK (attempt > 0),
