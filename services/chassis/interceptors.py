@@ -356,9 +356,16 @@ def _tell(call: _Call, outcome: Outcome, error: BaseException) -> None:
     if outcome.code is grpc.StatusCode.INTERNAL:
         call.level = "error"
         call.method.metrics.masked.inc()
-        _log.error("masked_error", error_id=outcome.metadata.get("error_id"), exc_info=error)
     elif isinstance(error, StoreUnavailable):
         call.level = "warning"
+    log_cause(outcome, error)
+
+
+def log_cause(outcome: Outcome, error: BaseException) -> None:
+    """Log what the client is not told: why an error was masked, and why the store does not answer."""
+    if outcome.code is grpc.StatusCode.INTERNAL:
+        _log.error("masked_error", error_id=outcome.metadata.get("error_id"), exc_info=error)
+    elif isinstance(error, StoreUnavailable):
         cause = error.__cause__ or error.__context__
         _log.warning("store_unavailable", detail=error.detail, cause=repr(cause) if cause else "")
 

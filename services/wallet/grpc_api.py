@@ -12,6 +12,7 @@ from services.chassis.auth import Principal, current_principal
 from services.chassis.errors import ErrorTable, InvalidField, Row, Violation
 from services.chassis.fields import Checks
 from services.chassis.group_commit import GroupCommitter
+from services.chassis.interceptors import log_cause
 from services.wallet import errors, grpc_messages
 from services.wallet.commands import Command, Outcome
 from services.wallet.store import Store
@@ -160,7 +161,7 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
 
     async def _do_many(
         self, items: Sequence[Item], decode: Callable[[Item, Principal, str], Command]
-    ) -> list[Outcome | Exception]:
+    ) -> list[Outcome | wallet_pb2.Refusal]:
         """Decides a batch in order; what can't be decoded is refused in its place."""
         checks = Checks()
         checks.count("items", items, ITEMS_MAX)
@@ -177,7 +178,7 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
                 results[place] = refusal
         for place, outcome in zip(places, await self._shield(self._committer.submit_many(commands)), strict=True):
             results[place] = outcome
-        return [result for result in results if result is not None]
+        return _with_refusals([result for result in results if result is not None])
 
     def _account(self, outcome: Outcome) -> wallet_pb2.Account:
         if outcome.account is None:
@@ -196,9 +197,20 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
         return fields
 
 
-def _reserve_result(outcome: Outcome | Exception) -> wallet_pb2.BatchReserveResult:
-    if isinstance(outcome, Exception):
-        return wallet_pb2.BatchReserveResult(refusal=grpc_messages.refusal_message(ERRORS.outcome(outcome)))
+def _with_refusals(outcomes: Sequence[Outcome | Exception]) -> list[Outcome | wallet_pb2.Refusal]:
+    """Errors as refusals. Items that share an error, as all do when the store is lost, share its one log line."""
+    refusals: dict[Exception, wallet_pb2.Refusal] = {}
+    for error in outcomes:
+        if isinstance(error, Exception) and error not in refusals:
+            judged = ERRORS.outcome(error)
+            log_cause(judged, error)
+            refusals[error] = grpc_messages.refusal_message(judged)
+    return [refusals[outcome] if isinstance(outcome, Exception) else outcome for outcome in outcomes]
+
+
+def _reserve_result(outcome: Outcome | wallet_pb2.Refusal) -> wallet_pb2.BatchReserveResult:
+    if isinstance(outcome, wallet_pb2.Refusal):
+        return wallet_pb2.BatchReserveResult(refusal=outcome)
     made = outcome.reservation
     if made is None:
         raise ValueError("a Reserve came to no reservation")
@@ -211,9 +223,9 @@ def _reserve_result(outcome: Outcome | Exception) -> wallet_pb2.BatchReserveResu
     )
 
 
-def _settle_result(outcome: Outcome | Exception) -> wallet_pb2.BatchSettleResult:
-    if isinstance(outcome, Exception):
-        return wallet_pb2.BatchSettleResult(refusal=grpc_messages.refusal_message(ERRORS.outcome(outcome)))
+def _settle_result(outcome: Outcome | wallet_pb2.Refusal) -> wallet_pb2.BatchSettleResult:
+    if isinstance(outcome, wallet_pb2.Refusal):
+        return wallet_pb2.BatchSettleResult(refusal=outcome)
     ended = outcome.reservation
     if ended is None:
         raise ValueError("a settlement came to no reservation")

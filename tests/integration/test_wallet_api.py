@@ -2,6 +2,10 @@
 
 import asyncio
 import base64
+import contextlib
+import io
+import json
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from punchcard.wallet.v1 import error_reason_pb2, wallet_pb2
+from services.chassis import logs
 from tests.tokens import bearer
 from tests.wallets import EVERY_SCOPE, WalletClient, refused, wallet_at
 
@@ -263,3 +268,22 @@ async def test_a_client_that_gives_up_does_not_stop_its_command(wallet: WalletCl
 def test_the_scopes_of_the_tests_are_all_but_the_administrators() -> None:
     """Tests run with the least that they need."""
     assert "wallet.admin" not in EVERY_SCOPE
+
+
+async def test_the_log_has_the_cause_of_an_item_that_was_masked(tmp_path: Path) -> None:
+    """A broken item tells its caller an id, and the log tells us what it stands for, once."""
+    url = f"sqlite:{tmp_path}/test.db"
+    lines = io.StringIO()
+    async with wallet_at(url, tmp_path) as (wallet, _):
+        await wallet.call("OpenAccount", wallet_pb2.OpenAccountRequest(account_id="alice"))
+        with contextlib.closing(sqlite3.connect(f"{tmp_path}/test.db")) as file:
+            file.execute("CREATE TRIGGER broken BEFORE INSERT ON reservations BEGIN SELECT RAISE(ABORT, 'broken'); END")
+        logs.configure(line_format="json", stream=lines)
+        try:
+            (result,) = (await wallet.call("BatchReserve", wallet_pb2.BatchReserveRequest(items=[reserve()]))).results
+        finally:
+            logs.close()
+
+    masked = [line for line in map(json.loads, lines.getvalue().splitlines()) if line["event"] == "masked_error"]
+    assert [line["error_id"] for line in masked] == [result.refusal.metadata["error_id"]]
+    assert "broken" in masked[0]["exception"]
