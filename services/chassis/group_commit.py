@@ -94,6 +94,8 @@ class GroupCommitter(Generic[C, R]):
         return await self._answer(commands) if commands else []
 
     def _answer(self, commands: Sequence[C]) -> asyncio.Future[list[R | Exception]]:
+        if self._runner is not None and self._runner.done() and not self._closing:
+            raise StoreUnavailable("the group committer has stopped")
         if self._closing or self._queued_commands + len(commands) > self._queue_commands_max:
             raise ServerBusy(self._queue_commands_max)
         answer: asyncio.Future[list[R | Exception]] = asyncio.get_running_loop().create_future()
@@ -151,11 +153,20 @@ class GroupCommitter(Generic[C, R]):
         middle = len(commands) // 2
         return [*await self._results(commands[:middle]), *await self._results(commands[middle:])]
 
+    async def _undisturbed(self, commands: list[C]) -> Sequence[R | Exception]:
+        """Runs a group; a cancellation of something underneath, which nobody asked us for, does not end the runner."""
+        try:
+            return await self._run_group(commands)
+        except asyncio.CancelledError as error:
+            if self._runner is None or self._runner.cancelling():
+                raise
+            raise StoreUnavailable("a task underneath was cancelled") from error
+
     async def _run_with_retries(self, commands: list[C]) -> list[R | Exception]:
         attempt = 1
         while True:
             try:
-                results = list(await self._run_group(commands))
+                results = list(await self._undisturbed(commands))
             except StoreUnavailable:
                 if attempt >= self._attempts_max:
                     raise

@@ -366,8 +366,7 @@ def log_cause(outcome: Outcome, error: BaseException) -> None:
     if outcome.code is grpc.StatusCode.INTERNAL:
         _log.error("masked_error", error_id=outcome.metadata.get("error_id"), exc_info=error)
     elif isinstance(error, StoreUnavailable):
-        cause = error.__cause__ or error.__context__
-        _log.warning("store_unavailable", detail=error.detail, cause=repr(cause) if cause else "")
+        _log.warning("store_unavailable", detail=error.detail, cause=repr(error.__cause__ or error.__context__))
 
 
 def _decoder(deserialize: Codec | None) -> Codec:

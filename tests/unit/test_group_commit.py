@@ -145,6 +145,35 @@ async def test_a_lost_database_fails_the_group_after_bounded_retries(store: Stor
     await committer.close()
 
 
+async def test_a_cancellation_from_below_does_not_end_the_committer(store: Store):
+    cancelled = [asyncio.CancelledError()]
+
+    async def run_group(commands: list[int]) -> list[int | Exception]:
+        if cancelled:
+            raise cancelled.pop()
+        return await store.run_group(commands)
+
+    committer = store.committer(run_group)
+
+    assert await committer.submit(2) == 4
+    await committer.close()
+
+
+async def test_a_committer_that_was_cancelled_refuses_rather_than_to_let_wait(store: Store):
+    store.may_run.clear()
+    committer = store.committer()
+    running = asyncio.ensure_future(committer.submit(2))
+    await settle()
+    (runner,) = [task for task in asyncio.all_tasks() if task.get_name() == "group_commit"]
+    runner.cancel()
+
+    with pytest.raises(StoreUnavailable):
+        await running
+    await settle()
+    with pytest.raises(StoreUnavailable):
+        await committer.submit(4)
+
+
 async def test_a_conflict_that_stays_is_looked_for_in_halves(store: Store):
     async def run_group(commands: list[int]) -> list[int | Exception]:
         if 6 in commands:
