@@ -143,8 +143,8 @@ class Store:
             row = await tx.row("get_account", account_id=account_id)
             if row is None:
                 return None
-            account, now_us = Account(*row), await tx.now_us()
-            if account.due_time_us is None or account.due_time_us > now_us:
+            account = Account(*row)
+            if account.due_time_us is None or account.due_time_us > (now_us := await _now_us(tx)):
                 return account
             due = await tx.row("get_due_amount", account_id=account_id, now_us=now_us)
         return account._replace(held=account.held - (due["due"] if due else 0))
@@ -155,7 +155,7 @@ class Store:
             row = await tx.row("get_reservation", created_by=created_by, reservation_id=reservation_id)
             if row is None:
                 return None
-            return as_of(Reservation(*row), await tx.now_us())
+            return as_of(Reservation(*row), await _now_us(tx))
 
     async def transactions(self, account_id: str, before: int | None, limit: int) -> list[journal.Row] | None:
         """An account's journal, newest first: at most `limit` rows from revision `before` (None: from the newest).
@@ -179,6 +179,11 @@ class Store:
         """The sum of all balances per asset, system accounts included: 0 unless something is badly wrong."""
         async with self._database.reading() as tx:
             return {row["asset"]: row["balance"] for row in await tx.rows("sum_balances")}
+
+
+async def _now_us(tx: Transaction) -> int:
+    """The time at which a group would be decided now: never before the journal's last row, whatever the clock does."""
+    return max(await tx.now_us(), (await journal.read_head(tx)).time_us)
 
 
 def _names(commands: Iterable[Command]) -> Names:

@@ -217,6 +217,22 @@ async def test_a_read_leaves_out_what_is_overdue_although_nothing_has_swept_it(s
     assert (reservation.state, reservation.expired) == (4, 4)
 
 
+async def test_a_read_does_not_go_back_in_time_with_the_clock(store: Store, clock: Clock) -> None:
+    """What the journal's time has ended stays ended for reads too, as it does for commands."""
+    await store.run_group([reserve("r1", 4)])
+    clock.now_us += 60 * SECOND_US
+    await store.run_group([OpenAccount("boss", "bob")])
+    clock.now_us -= 60 * SECOND_US
+
+    account = await store.account("alice")
+    reservation = await store.reservation("batcher", "r1")
+
+    assert account is not None
+    assert account.held == 0
+    assert reservation is not None
+    assert reservation.state == 4
+
+
 async def test_the_expirer_finds_each_overdue_account_once(store: Store, clock: Clock) -> None:
     """After a sweep an account is due again only when its next hold ends."""
     await store.run_group([reserve("r1", 1), reserve("r2", 1)._replace(hold_us=90 * SECOND_US)])
