@@ -57,7 +57,13 @@ class ManagedProcess:
         except (FileNotFoundError, ValueError):
             return None
         pid = int(record["pid"])
-        return pid if record["start_time"] == _start_time(pid) else None
+        if record["start_time"] == _start_time(pid):
+            return pid
+        if self._child is not None and self._child.pid == pid:
+            # It ended after the poll above: taking note of that now leaves no zombie.
+            self._child.wait()
+            self._child = None
+        return None
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], *, tied: bool) -> None:
         """Starts it in a session of its own. Tied means: it dies with the thread that called this (on Linux)."""
@@ -133,6 +139,9 @@ class ManagedProcess:
             if time.monotonic() > deadline:
                 return False
             time.sleep(_POLL_SECONDS)
+        if self._child is not None:
+            # It may have ended a moment after it was asked, and be left as a zombie that nobody else reaps.
+            self._child.wait()
         return True
 
 
