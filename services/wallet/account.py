@@ -6,7 +6,9 @@ from services.wallet.errors import AccountNotFound, BalanceLimit, IdempotencyMis
 from services.wallet.journal_entry import ISSUE, TOKEN, WALLET, Account, Entry, State, apply
 
 BALANCE_MAX = 10**18
-"""No balance grows past this, so that sums stay far from the end of int64."""
+"""No balance grows past this."""
+ISSUED_MAX = 9 * 10**18
+"""Nor do all grants together grow past this, just below the end of int64, where @issue's balance has to fit too."""
 
 
 def open_account(state: State, command: OpenAccount, moment: Moment) -> Outcome:
@@ -45,6 +47,9 @@ def grant(state: State, command: Grant, moment: Moment) -> Outcome:
     if account is None:
         raise AccountNotFound(command.account_id)
     check_balance_limit(account, command.amount)
+    issued = state.issued - state.system.get((ISSUE, TOKEN), 0)
+    if issued + command.amount > ISSUED_MAX:
+        raise BalanceLimit(ISSUE, command.amount, issued, ISSUED_MAX)
     entry = Entry(
         "grant",
         command.actor,

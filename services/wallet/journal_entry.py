@@ -143,6 +143,8 @@ class State:
     operations: dict[OperationKey, Operation] = field(default_factory=dict)
     system: dict[AccountKey, int] = field(default_factory=dict)
     """How much the balances of the system accounts changed."""
+    issued: int = 0
+    """What @issue had given before; loaded for grants alone."""
     revision: int = 0
     """The last one used; entries take the next ones."""
     entries: list[Entry] = field(default_factory=list)

@@ -116,14 +116,15 @@ class Store:
         account_ids = names.accounts | payers
         if any(not isinstance(command, Reserve | Grant | OpenAccount | Sweep) for command in commands):
             account_ids.update(row["payer_account_id"] for row in await tx.rows("learn_payers", keys=reservations))
-        # One hop to the database's thread costs more than all four statements; their order is the lock order.
-        accounts, held, grants, operations, (head,) = await tx.rows_all(
+        # One hop to the database's thread costs more than all the statements; their order is the lock order.
+        accounts, held, grants, operations, (head,), *issued = await tx.rows_all(
             [
                 ("load_accounts", {"ids": _encode(sorted(account_ids))}),
                 ("load_reservations", {"keys": reservations}),
                 ("load_grants", {"keys": _encode(sorted(names.grants))}),
                 ("load_operations", {"keys": _encode(sorted(names.operations))}),
                 journal.LOCK_HEAD,
+                *([("load_issued", {})] if names.grants else []),
             ]
         )
         state = State(
@@ -131,6 +132,7 @@ class Store:
             reservations={(row[0], row[1]): Reservation(*row) for row in held},
             grants={(row[0], row[1]): GrantRecord(*row) for row in grants},
             operations={(row[0], row[1], row[2]): Operation(*row) for row in operations},
+            issued=sum(row[0] for rows in issued for row in rows),
         )
         locked = journal.Head(*head)
         state.revision = locked.revision

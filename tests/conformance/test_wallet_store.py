@@ -15,6 +15,7 @@ import pytest
 from services.chassis import journal
 from services.chassis.database import Database, Row, Transaction
 from services.chassis.group_commit import GroupCommitter
+from services.wallet.account import ISSUED_MAX
 from services.wallet.commands import (
     Amend,
     Command,
@@ -215,6 +216,18 @@ async def test_a_read_leaves_out_what_is_overdue_although_nothing_has_swept_it(s
     assert (account.held, account.available) == (0, 10)
     assert reservation is not None
     assert (reservation.state, reservation.expired) == (4, 4)
+
+
+async def test_grants_end_before_the_ledger_can_no_longer_count_them(database_url: str, store: Store) -> None:
+    """Who grants without end is refused, and everybody else can still open accounts and be paid for."""
+    await store.run_group([OpenAccount("boss", "alice")])
+    await execute(database_url, f"UPDATE system_accounts SET balance = {8 - ISSUED_MAX} WHERE account_id = '@issue'")
+
+    results = await store.run_group([Grant("boss", "alice", f"g{number}", 5, "") for number in range(2)])
+    opened = await store.run_group([OpenAccount("boss", "bob"), reserve("r1", 15), Commit("b", "b", "r", None, False)])
+
+    assert [word(result) for result in results] == ["ok", "BalanceLimit"]
+    assert [word(result) for result in opened] == ["ok", "ok", "ReservationNotFound"]
 
 
 async def test_a_read_does_not_go_back_in_time_with_the_clock(store: Store, clock: Clock) -> None:

@@ -35,6 +35,10 @@ CROSS JOIN grants g ON g.created_by = k.value ->> 0 AND g.grant_id = k.value ->>
 SELECT o.* FROM json_each(:keys) k
 CROSS JOIN operations o ON o.created_by = k.value ->> 0 AND o.reservation_id = k.value ->> 1 AND o.operation_id = k.value ->> 2;
 
+-- name: load_issued()
+-- What was ever granted; it stands still while the head of the journal is locked.
+SELECT -balance AS issued FROM system_accounts WHERE account_id = '@issue' AND asset = 'TOKEN';
+
 -- name: get_account(account_id)
 SELECT * FROM accounts WHERE account_id = :account_id AND asset = 'TOKEN';
 

@@ -82,7 +82,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: {"account_id": "alice", "requested": "5", "available": "2", "held": "3"}
     """
     ERROR_REASON_BALANCE_LIMIT: _ErrorReason.ValueType  # 17
-    """FAILED_PRECONDITION. The grant would lift the balance over the largest that an account may have.
+    """FAILED_PRECONDITION. The grant would lift the balance over the largest that an account may have, or all grants together
+    over the largest sum that the ledger can count (account_id is then @issue).
     Metadata: {"account_id": "alice", "requested": "5", "balance": "10", "limit": "1000000000000000000"}
     """
     ERROR_REASON_SERVER_BUSY: _ErrorReason.ValueType  # 18
@@ -166,7 +167,8 @@ ERROR_REASON_INSUFFICIENT_FUNDS: ErrorReason.ValueType  # 16
 Metadata: {"account_id": "alice", "requested": "5", "available": "2", "held": "3"}
 """
 ERROR_REASON_BALANCE_LIMIT: ErrorReason.ValueType  # 17
-"""FAILED_PRECONDITION. The grant would lift the balance over the largest that an account may have.
+"""FAILED_PRECONDITION. The grant would lift the balance over the largest that an account may have, or all grants together
+over the largest sum that the ledger can count (account_id is then @issue).
 Metadata: {"account_id": "alice", "requested": "5", "balance": "10", "limit": "1000000000000000000"}
 """
 ERROR_REASON_SERVER_BUSY: ErrorReason.ValueType  # 18
