@@ -50,8 +50,11 @@ class Admitter:
         """The jobs as they came out, or why one did not: a refusal of the wallet, or that it has not answered yet."""
         answers = asyncio.ensure_future(self._groups.submit_many(waiting))
         done, _ = await asyncio.wait([answers], timeout=timeout_seconds)
-        if done:
+        if done and answers.exception() is None:
             return answers.result()
+        # Nobody will ask for what it comes to, were it an error.
+        answers.add_done_callback(lambda late: late.cancelled() or late.exception())
+        # A full queue is no refusal either: the jobs are stored, and the sweep finds them.
         return [WalletUnavailable("TIMED_OUT", "not yet")] * len(waiting)
 
     async def sweep(self, before_us: int) -> bool:

@@ -1,45 +1,53 @@
 -- name: images_insert(account_id, image_id, media_type, width_pixels, height_pixels, size_bytes, object_key, create_time_us)!
-INSERT INTO images (account_id, image_id, media_type, width_pixels, height_pixels, size_bytes, object_key,
-    create_time_us)
+INSERT INTO images (
+    account_id, image_id, media_type, width_pixels, height_pixels, size_bytes, object_key, create_time_us
+)
 VALUES (:account_id, :image_id, :media_type, :width_pixels, :height_pixels, :size_bytes, :object_key, :create_time_us)
 ON CONFLICT (account_id, image_id) DO NOTHING;
 
 -- name: images_get(keys)
-SELECT account_id, image_id, media_type, width_pixels, height_pixels, size_bytes, object_key, create_time_us FROM
-    images
+SELECT account_id, image_id, media_type, width_pixels, height_pixels, size_bytes, object_key, create_time_us
+FROM images
 WHERE (account_id, image_id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:keys));
 
 -- name: jobs_by_key(keys)
 SELECT uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us,
     hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state,
-    attempt, batch_id, cancel_requested, last_revision, request FROM jobs
-WHERE (account_id, job_id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:keys)) AND NOT superseded
+    attempt, batch_id, cancel_requested, last_revision, request
+FROM jobs
+WHERE NOT superseded AND (account_id, job_id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:keys))
 ORDER BY uid;
 
 -- name: jobs_lock(uids)
 SELECT uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us,
     hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state,
-    attempt, batch_id, cancel_requested, last_revision FROM jobs WHERE uid IN (SELECT value FROM json_each(:uids))
-    ORDER BY uid;
+    attempt, batch_id, cancel_requested, last_revision
+FROM jobs
+WHERE uid IN (SELECT value FROM json_each(:uids))
+ORDER BY uid;
 
 -- name: jobs_read(uids)
 SELECT uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us,
     hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state,
-    attempt, batch_id, cancel_requested, last_revision FROM jobs WHERE uid IN (SELECT value FROM json_each(:uids))
-    ORDER BY uid;
+    attempt, batch_id, cancel_requested, last_revision
+FROM jobs
+WHERE uid IN (SELECT value FROM json_each(:uids))
+ORDER BY uid;
 
 -- name: jobs_supersede(uid)!
 UPDATE jobs SET superseded = 1 WHERE uid = :uid AND state = 'REJECTED';
 
 -- name: jobs_insert(uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us, hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state, attempt, batch_id, cancel_requested, last_revision, detail, max_output_tokens, request)!
-INSERT INTO jobs (uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes,
-    deadline_us, hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us,
-    hold_expire_time_us, state, attempt, batch_id, cancel_requested, last_revision, detail, max_output_tokens,
-    request)
-VALUES (:uid, :account_id, :job_id, :payer_account_id, :lane, :model, :price, :price_version, :line_bytes,
-    :deadline_us, :hold_duration_us, :create_time_us, :update_time_us, :queue_time_us, :not_before_us,
-    :hold_expire_time_us, :state, :attempt, :batch_id, :cancel_requested, :last_revision, :detail,
-    :max_output_tokens, :request);
+INSERT INTO jobs (
+    uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us,
+    hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state,
+    attempt, batch_id, cancel_requested, last_revision, detail, max_output_tokens, request
+)
+VALUES (
+    :uid, :account_id, :job_id, :payer_account_id, :lane, :model, :price, :price_version, :line_bytes, :deadline_us,
+    :hold_duration_us, :create_time_us, :update_time_us, :queue_time_us, :not_before_us, :hold_expire_time_us,
+    :state, :attempt, :batch_id, :cancel_requested, :last_revision, :detail, :max_output_tokens, :request
+);
 
 -- name: jobs_update(rows)!
 UPDATE jobs SET
@@ -47,11 +55,11 @@ UPDATE jobs SET
     update_time_us = r.update_time_us, queue_time_us = r.queue_time_us, not_before_us = r.not_before_us,
     hold_expire_time_us = r.hold_expire_time_us, last_revision = r.last_revision
 FROM (
-        SELECT value ->> 'uid' AS uid, value ->> 'was_state' AS was_state, value ->> 'was_attempt' AS was_attempt,
-    value ->> 'state' AS state, value ->> 'attempt' AS attempt, value ->> 'batch_id' AS batch_id, value ->>
-    'cancel_requested' AS cancel_requested, value ->> 'update_time_us' AS update_time_us, value ->> 'queue_time_us'
-    AS queue_time_us, value ->> 'not_before_us' AS not_before_us, value ->> 'hold_expire_time_us' AS
-    hold_expire_time_us, value ->> 'last_revision' AS last_revision
+    SELECT value ->> 'uid' AS uid, value ->> 'was_state' AS was_state, value ->> 'was_attempt' AS was_attempt,
+    value ->> 'state' AS state, value ->> 'attempt' AS attempt, value ->> 'batch_id' AS batch_id,
+    value ->> 'cancel_requested' AS cancel_requested, value ->> 'update_time_us' AS update_time_us,
+    value ->> 'queue_time_us' AS queue_time_us, value ->> 'not_before_us' AS not_before_us,
+    value ->> 'hold_expire_time_us' AS hold_expire_time_us, value ->> 'last_revision' AS last_revision
     FROM json_each(:rows)
 ) AS r
 WHERE jobs.uid = r.uid AND jobs.state = r.was_state AND jobs.attempt = r.was_attempt;
@@ -63,11 +71,12 @@ UPDATE jobs SET
     input_tokens = r.input_tokens, output_tokens = r.output_tokens,
     failure_code = r.failure_code, failure_message = r.failure_message
 FROM (
-        SELECT value ->> 'uid' AS uid, value ->> 'was_state' AS was_state, value ->> 'was_attempt' AS was_attempt,
-    value ->> 'state' AS state, value ->> 'cancel_requested' AS cancel_requested, value ->> 'update_time_us' AS
-    update_time_us, value ->> 'last_revision' AS last_revision, value ->> 'answer' AS answer, value ->>
-    'finish_reason' AS finish_reason, value ->> 'input_tokens' AS input_tokens, value ->> 'output_tokens' AS
-    output_tokens, value ->> 'failure_code' AS failure_code, value ->> 'failure_message' AS failure_message
+    SELECT value ->> 'uid' AS uid, value ->> 'was_state' AS was_state, value ->> 'was_attempt' AS was_attempt,
+    value ->> 'state' AS state, value ->> 'cancel_requested' AS cancel_requested,
+    value ->> 'update_time_us' AS update_time_us, value ->> 'last_revision' AS last_revision,
+    value ->> 'answer' AS answer, value ->> 'finish_reason' AS finish_reason,
+    value ->> 'input_tokens' AS input_tokens, value ->> 'output_tokens' AS output_tokens,
+    value ->> 'failure_code' AS failure_code, value ->> 'failure_message' AS failure_message
     FROM json_each(:rows)
 ) AS r
 WHERE jobs.uid = r.uid AND jobs.state = r.was_state AND jobs.attempt = r.was_attempt;
@@ -75,8 +84,8 @@ WHERE jobs.uid = r.uid AND jobs.state = r.was_state AND jobs.attempt = r.was_att
 -- name: jobs_settle(rows)!
 UPDATE jobs SET update_time_us = r.update_time_us, last_revision = r.last_revision
 FROM (
-        SELECT value ->> 'uid' AS uid, value ->> 'was_state' AS was_state, value ->> 'update_time_us' AS
-    update_time_us, value ->> 'last_revision' AS last_revision
+    SELECT value ->> 'uid' AS uid, value ->> 'was_state' AS was_state, value ->> 'update_time_us' AS update_time_us,
+    value ->> 'last_revision' AS last_revision
     FROM json_each(:rows)
 ) AS r
 WHERE jobs.uid = r.uid AND jobs.state = r.was_state;
@@ -95,8 +104,8 @@ SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane,
     jobs.update_time_us, jobs.queue_time_us, jobs.not_before_us, jobs.hold_expire_time_us, jobs.state, jobs.attempt,
     jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.detail, jobs.max_output_tokens, jobs.request,
     jobs.answer, jobs.finish_reason, jobs.input_tokens, jobs.output_tokens, jobs.failure_code, jobs.failure_message,
-    settlements.action, settlements.amount, settlements.state AS settlement_state FROM jobs LEFT JOIN settlements ON
-    settlements.uid = jobs.uid
+    settlements.action, settlements.amount, settlements.state AS settlement_state
+FROM jobs LEFT JOIN settlements ON settlements.uid = jobs.uid
 WHERE jobs.account_id = :account_id AND jobs.job_id = :job_id AND NOT jobs.superseded;
 
 -- name: job_view(uid)^
@@ -105,8 +114,9 @@ SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane,
     jobs.update_time_us, jobs.queue_time_us, jobs.not_before_us, jobs.hold_expire_time_us, jobs.state, jobs.attempt,
     jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.detail, jobs.max_output_tokens, jobs.request,
     jobs.answer, jobs.finish_reason, jobs.input_tokens, jobs.output_tokens, jobs.failure_code, jobs.failure_message,
-    settlements.action, settlements.amount, settlements.state AS settlement_state FROM jobs LEFT JOIN settlements ON
-    settlements.uid = jobs.uid WHERE jobs.uid = :uid;
+    settlements.action, settlements.amount, settlements.state AS settlement_state
+FROM jobs LEFT JOIN settlements ON settlements.uid = jobs.uid
+WHERE jobs.uid = :uid;
 
 -- name: job_views(account_id, state, before_uid, count)
 SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane, jobs.model, jobs.price,
@@ -114,20 +124,23 @@ SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane,
     jobs.update_time_us, jobs.queue_time_us, jobs.not_before_us, jobs.hold_expire_time_us, jobs.state, jobs.attempt,
     jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.detail, jobs.max_output_tokens, jobs.request,
     jobs.answer, jobs.finish_reason, jobs.input_tokens, jobs.output_tokens, jobs.failure_code, jobs.failure_message,
-    settlements.action, settlements.amount, settlements.state AS settlement_state FROM jobs LEFT JOIN settlements ON
-    settlements.uid = jobs.uid
+    settlements.action, settlements.amount, settlements.state AS settlement_state
+FROM jobs LEFT JOIN settlements ON settlements.uid = jobs.uid
 WHERE jobs.account_id = :account_id AND NOT jobs.superseded
     AND (:state = '' OR jobs.state = :state) AND (:before_uid = '' OR jobs.uid < :before_uid)
 ORDER BY jobs.uid DESC LIMIT :count;
 
 -- name: jobs_admitting(before_us, count)
-SELECT uid FROM jobs WHERE state = 'ADMITTING' AND update_time_us <= :before_us ORDER BY uid LIMIT :count;
+SELECT uid FROM jobs
+WHERE state = 'ADMITTING' AND update_time_us <= :before_us ORDER BY uid LIMIT :count;
 
 -- name: jobs_overdue(now_us, count)
-SELECT uid FROM jobs WHERE state IN ('ADMITTING', 'QUEUED') AND deadline_us <= :now_us ORDER BY uid LIMIT :count;
+SELECT uid FROM jobs
+WHERE state IN ('ADMITTING', 'QUEUED') AND deadline_us <= :now_us ORDER BY uid LIMIT :count;
 
 -- name: jobs_renewable(before_us, count)
-SELECT uid FROM jobs WHERE state IN ('QUEUED', 'BATCHED', 'RUNNING') AND hold_expire_time_us < :before_us
+SELECT uid FROM jobs
+WHERE state IN ('QUEUED', 'BATCHED', 'RUNNING') AND hold_expire_time_us < :before_us
 ORDER BY hold_expire_time_us LIMIT :count;
 
 -- name: queue_depths(now_us)
@@ -152,7 +165,8 @@ UPDATE attempts SET end_time_us = :end_time_us, outcome = :outcome
 WHERE uid = :uid AND attempt = :attempt AND outcome = '';
 
 -- name: attempts_orphaned(now_us, count)
-SELECT uid FROM attempts WHERE batch_id = '' AND outcome = '' AND lease_time_us <= :now_us ORDER BY uid LIMIT :count;
+SELECT uid FROM attempts
+WHERE batch_id = '' AND outcome = '' AND lease_time_us <= :now_us ORDER BY uid LIMIT :count;
 
 -- name: settlements_insert(uid, action, amount, create_time_us)!
 INSERT INTO settlements (uid, action, amount, state, create_time_us, update_time_us, refusal)
@@ -170,17 +184,20 @@ UPDATE settlements SET state = :state, update_time_us = :update_time_us, refusal
 WHERE uid = :uid AND state = 'PENDING';
 
 -- name: batches_insert(batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id, provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision)!
-INSERT INTO batches (batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission,
-    provider_batch_id, provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent,
-    problem, last_revision)
-VALUES (:batch_id, :model, :state, :jobs, :create_time_us, :update_time_us, :not_before_us, :submission,
+INSERT INTO batches (
+    batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id,
+    provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision
+)
+VALUES (
+    :batch_id, :model, :state, :jobs, :create_time_us, :update_time_us, :not_before_us, :submission,
     :provider_batch_id, :provider_state, :total, :completed, :failed, :output_file_id, :error_file_id, :cancel_sent,
-    :problem, :last_revision);
+    :problem, :last_revision
+);
 
 -- name: batches_update(batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id, provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision)!
 UPDATE batches SET
     state = :state, jobs = :jobs, update_time_us = :update_time_us, not_before_us = :not_before_us,
-        submission = :submission, provider_batch_id = :provider_batch_id, provider_state = :provider_state, total =
+    submission = :submission, provider_batch_id = :provider_batch_id, provider_state = :provider_state, total =
     :total,
     completed = :completed, failed = :failed, output_file_id = :output_file_id, error_file_id = :error_file_id,
     cancel_sent = :cancel_sent, problem = :problem, last_revision = :last_revision
@@ -189,17 +206,21 @@ WHERE batch_id = :batch_id AND model = :model AND create_time_us = :create_time_
 -- name: batches_lock(batch_ids)
 SELECT batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id,
     provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision
-    FROM batches WHERE batch_id IN (SELECT value FROM json_each(:batch_ids)) ORDER BY batch_id;
+FROM batches
+WHERE batch_id IN (SELECT value FROM json_each(:batch_ids))
+ORDER BY batch_id;
 
 -- name: batch_get(batch_id)^
 SELECT batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id,
     provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision
-    FROM batches WHERE batch_id = :batch_id;
+FROM batches
+WHERE batch_id = :batch_id;
 
 -- name: batches_open()
 SELECT batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id,
     provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision
-    FROM batches WHERE state <> 'CLOSED' ORDER BY batch_id;
+FROM batches
+WHERE state <> 'CLOSED' ORDER BY batch_id;
 
 -- name: batches_unwanted()
 SELECT batch_id FROM batches
@@ -221,22 +242,25 @@ ORDER BY attempts.uid LIMIT :count;
 SELECT uid FROM attempts WHERE batch_id = :batch_id AND outcome = '' ORDER BY uid;
 
 -- name: batch_unstarted(batch_id, count)
-SELECT uid FROM jobs WHERE batch_id = :batch_id AND state = 'BATCHED' ORDER BY uid LIMIT :count;
+SELECT uid FROM jobs
+WHERE batch_id = :batch_id AND state = 'BATCHED' ORDER BY uid LIMIT :count;
 
 -- name: submissions_insert(batch_id, attempt, intent_id, provider_identity, create_time_us)!
 INSERT INTO submissions (
-        batch_id, attempt, intent_id, provider_identity, input_file_id, provider_batch_id, state, create_time_us,
+    batch_id, attempt, intent_id, provider_identity, input_file_id, provider_batch_id, state, create_time_us,
     doubt_time_us
 )
 VALUES (:batch_id, :attempt, :intent_id, :provider_identity, '', '', 'OPEN', :create_time_us, 0);
 
 -- name: submission_open(batch_id)^
 SELECT batch_id, attempt, intent_id, provider_identity, input_file_id, provider_batch_id, state, create_time_us,
-    doubt_time_us FROM submissions WHERE batch_id = :batch_id AND state = 'OPEN';
+    doubt_time_us
+FROM submissions
+WHERE batch_id = :batch_id AND state = 'OPEN';
 
 -- name: submissions_update(batch_id, attempt, input_file_id, provider_batch_id, state, doubt_time_us)!
 UPDATE submissions SET
-        input_file_id = :input_file_id, provider_batch_id = :provider_batch_id, state = :state, doubt_time_us =
+    input_file_id = :input_file_id, provider_batch_id = :provider_batch_id, state = :state, doubt_time_us =
     :doubt_time_us
 WHERE batch_id = :batch_id AND attempt = :attempt AND state = 'OPEN';
 
@@ -245,4 +269,6 @@ SELECT count(*) AS submissions FROM submissions WHERE create_time_us > :since_us
 
 -- name: submissions_doubted(since_us)
 SELECT batch_id, attempt, intent_id, provider_identity, input_file_id, provider_batch_id, state, create_time_us,
-    doubt_time_us FROM submissions WHERE create_time_us > :since_us AND doubt_time_us > 0 AND state <> 'OPEN';
+    doubt_time_us
+FROM submissions
+WHERE create_time_us > :since_us AND doubt_time_us > 0 AND state <> 'OPEN';
