@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.chassis.auth import Verifier
 
 EXIT_USAGE = 2
+
+_SHAPES: Final = {
+    "listen_address": (re.compile(r".+:\d{1,5}"), "must be host:port"),
+    "metrics_address": (re.compile(r"off|.+:\d{1,5}"), "must be host:port, or off"),
+    "database_url": (re.compile(r"(sqlite3?|postgres(ql)?):.+"), "must start with sqlite: or postgres://"),
+}
 
 
 class ServerSettings(BaseSettings):
@@ -45,6 +52,21 @@ class ServerSettings(BaseSettings):
     concurrent_calls_max: int = Field(5_000, ge=1, description="Unary calls at once; more are refused.")
     concurrent_streams_max: int = Field(20_000, ge=1, description="Streams at once; more are refused.")
     reflection: bool = Field(True, description="Whether grpcurl may list and describe without the protos.")
+
+    @field_validator(*_SHAPES)
+    @classmethod
+    def _has_shape(cls, value: str, info: ValidationInfo) -> str:
+        pattern, problem = _SHAPES[str(info.field_name)]
+        if pattern.fullmatch(value) is None:
+            raise ValueError(problem)
+        return value
+
+    @field_validator("jwks_file")
+    @classmethod
+    def _is_a_jwks(cls, value: Path | None) -> Path | None:
+        if value is not None and value.exists():
+            Verifier.from_file(value, "")
+        return value
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:

@@ -96,3 +96,23 @@ def test_the_example_in_the_repository_is_fresh():
     )
 
     assert (REPOSITORY / ".env.example").read_text() == made.stdout
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("LISTEN_ADDRESS", "nonsense"),
+        ("METRICS_ADDRESS", "127.0.0.1"),
+        ("DATABASE_URL", "mysql://somewhere"),
+        ("JWKS_FILE", __file__),
+    ],
+)
+def test_what_the_server_could_not_use_is_a_mistake_and_no_traceback(monkeypatch, capsys, variable, value):
+    """An address, a database or a file of keys that is none is told before anything starts."""
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(SystemExit) as caught:
+        ServerSettings.load(_env_file=None)
+
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"{variable}: ")
