@@ -1,7 +1,10 @@
 """What the batcher's stores promise, on SQLite and on PostgreSQL."""
 
 import asyncio
+import contextlib
 import json
+import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -10,12 +13,14 @@ from services.batcher.job import Action, Answer, Failure, Lane, Settlement, Sett
 from services.batcher.planner import Planned
 from services.batcher.store import Submitted
 from services.batcher.store_batches import Loss, Result
-from services.chassis.database import Conflict
+from services.chassis.database import Conflict, load_statements, migrate
 from services.chassis.leases import LeaseLost
 from tests.batcher_jobs import FAR_US, HOUR_US, LIMITS, image, new_job, new_uid, opened_stores
 
 ANSWER = Answer("a cat", "stop", 10, 2)
 BROKEN = Failure("server_error", "It broke.")
+BULK = {"rows", "uids", "keys", "batch_ids"}
+TABLES = {"jobs", "batches", "attempts", "submissions", "settlements", "images"}
 
 
 @pytest.fixture
@@ -337,3 +342,20 @@ async def test_whatever_runs_at_once_each_job_ends_and_settles_once(stores):
     assert [error for error in done if error is not None and not isinstance(error, Conflict | list)] == []
     assert len({row.subject for row in ends}) == len(ends) == len(pending)
     assert sum(len(changes) for changes in settled) == len(pending)
+
+
+def test_no_statement_reads_a_whole_table_on_sqlite(tmp_path):
+    """A partial index is used only where a query repeats its condition, which is easily forgotten."""
+    database = tmp_path / "empty.db"
+    migrate(f"sqlite:{database}", Path("services/batcher/migrations"))
+    whole = []
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        for name, statement in load_statements([Path("services/batcher/sql")], "sqlite").items():
+            arguments = ["[]" if parameter in BULK else 1 for parameter in statement.parameters]
+            plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement.sql}", arguments)]
+            whole += [(name, step) for step in plan if step.startswith("SCAN ") and step.split()[1] in TABLES]
+
+    # These go through a partial index, which holds no more than what is open.
+    open_ones = {"batches_open": "batches_open", "batches_unwanted": "batches_open", "jobs_admitting": "jobs_admitting"}
+    open_ones |= dict.fromkeys(("queue_depths", "queue_page"), "jobs_waiting")
+    assert {name: step.rpartition(" ")[2] for name, step in whole} == open_ones

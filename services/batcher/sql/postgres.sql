@@ -127,7 +127,7 @@ WHERE state = 'ADMITTING' AND update_time_us <= :before_us ORDER BY uid LIMIT :c
 
 -- name: jobs_overdue(now_us, count)
 SELECT uid FROM jobs
-WHERE state IN ('ADMITTING', 'QUEUED') AND deadline_us <= :now_us ORDER BY uid LIMIT :count::bigint;
+WHERE state IN ('ADMITTING', 'QUEUED') AND deadline_us <= :now_us ORDER BY deadline_us LIMIT :count::bigint;
 
 -- name: jobs_renewable(before_us, count)
 SELECT uid FROM jobs
@@ -216,7 +216,7 @@ WHERE state <> 'CLOSED' ORDER BY batch_id;
 
 -- name: batches_unwanted()
 SELECT batch_id FROM batches
-WHERE state = 'RUNNING' AND NOT cancel_sent AND NOT EXISTS (
+WHERE state <> 'CLOSED' AND state = 'RUNNING' AND NOT cancel_sent AND NOT EXISTS (
     SELECT 1 FROM jobs
     WHERE jobs.batch_id = batches.batch_id AND jobs.state IN ('BATCHED', 'RUNNING') AND NOT jobs.cancel_requested
 );
@@ -235,7 +235,8 @@ SELECT uid FROM attempts WHERE batch_id = :batch_id AND outcome = '' ORDER BY ui
 
 -- name: batch_unstarted(batch_id, count)
 SELECT uid FROM jobs
-WHERE batch_id = :batch_id AND state = 'BATCHED' ORDER BY uid LIMIT :count::bigint;
+WHERE batch_id = :batch_id AND state IN ('BATCHED', 'RUNNING') AND state = 'BATCHED' ORDER BY uid LIMIT
+    :count::bigint;
 
 -- name: submissions_insert(batch_id, attempt, intent_id, provider_identity, create_time_us)!
 INSERT INTO submissions (
