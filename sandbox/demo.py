@@ -215,6 +215,9 @@ async def _follow(session: Session, photograph: Photograph, display: Display, sl
             display.step(photograph.at, photograph.step())
         async for message in watch_job(session.batcher, session.account_id, photograph.job_id):
             photograph.hear(message)
+            if message.HasField("bookmark"):
+                # Nothing has changed for a while, but what it waits for may have.
+                photograph.wait_for(await _job(session, photograph))
             display.step(photograph.at, photograph.step())
     except aio.AioRpcError as error:
         photograph.failure = _explain(error)
@@ -235,6 +238,11 @@ async def _submit(session: Session, photograph: Photograph, image_id: str) -> ba
         )
     )
     return answer.job
+
+
+async def _job(session: Session, photograph: Photograph) -> batcher_pb2.Job:
+    request = batcher_pb2.GetJobRequest(account_id=session.account_id, job_id=photograph.job_id)
+    return (await session.batcher.GetJob(request)).job
 
 
 def _check(photographs: Sequence[Photograph], money_problems: Sequence[str]) -> None:

@@ -71,6 +71,11 @@ class Photograph:
         self._take(job)
         self.waiting_for = job.waiting_for
 
+    def wait_for(self, job: batcher_pb2.Job) -> None:
+        """Takes over what a job waits for, unless it is in another state by now, which the watch will tell."""
+        if job.state == self.state:
+            self.waiting_for = job.waiting_for
+
     def _take(self, told: batcher_pb2.Job | batcher_pb2.JobChange) -> None:
         self.state = told.state
         self.settlement.CopyFrom(told.settlement)

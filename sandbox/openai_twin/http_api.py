@@ -1,7 +1,7 @@
 """The edge: the twin's HTTP routes, their checks and their error objects.
 
 Beside the API's own routes there are GET /twin/health (no key) and GET /twin/books, which lists what was bought here:
-every batch ever created, with its metadata and number of lines, and how many chat completions were answered.
+every batch ever created, with its metadata and its numbers of lines, and how many chat completions were answered.
 """
 
 import time
@@ -116,6 +116,7 @@ class Twin:
                 "metadata": batch.metadata,
                 "status": batch.status,
                 "lines": batch.total,
+                "answered": batch.completed,
             }
             for batch in batches
         ]
