@@ -136,7 +136,14 @@ class _StandardHandler(logging.Handler):
     """Takes what libraries log by the standard library to the same place."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = {"module": record.name, "level": record.levelname.lower(), "event": record.getMessage()}
+        # A library may number its levels as it likes; the next lower one of the standard five stands for it.
+        level = logging.getLevelName(min(record.levelno, logging.CRITICAL) // 10 * 10).lower()
+        try:
+            event = record.getMessage()
+        except Exception as error:
+            # The arguments do not fit the message, which is no reason to fail in the library that logged it.
+            event = f"{record.msg!r} % {record.args!r}: {error!r}"
+        line = {"module": record.name, "level": level, "event": event}
         if record.exc_info:
             line["exception"] = logging.Formatter().formatException(record.exc_info)
         put(line)

@@ -153,3 +153,14 @@ async def test_lines_of_an_event_loop_leave_in_order_and_without_a_close():
     logs.close()
 
     assert [json.loads(line)["event"] for line in watched.getvalue().splitlines()] == ["first", "second"]
+
+
+def test_what_a_library_logs_badly_is_written_and_does_not_fail_the_library(stream):
+    """Arguments that do not fit, and a level of its own, are the library's affair."""
+    logs.configure(stream=stream)
+    logging.getLogger("library").warning("%d jobs", "many")
+    logging.getLogger("library").log(35, "odd")
+
+    first, second = lines(stream)
+    assert "'%d jobs' % ('many',)" in first["event"]
+    assert (second["level"], second["event"]) == ("warning", "odd")
