@@ -168,7 +168,8 @@ async def _run(console: Console, stack: Stack, photographs: list[Photograph], ti
     _check(photographs, account_check.problems(totals, after, sum(each.settlement.charged for each in photographs)))
     say(console)
     took_seconds = time.monotonic() - began
-    done = f"All {len(photographs)} answered and settled in {took_seconds:.0f} seconds, and the tokens add up."
+    whole = f"All {len(photographs)}" if len(photographs) > 1 else "The photograph is"
+    done = f"{whole} answered and settled in {took_seconds:.0f} seconds, and the tokens add up."
     say(console, done, style="bold green")
 
 

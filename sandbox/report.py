@@ -31,7 +31,7 @@ def tell_money(
     charged = sum(1 for each in photographs if each.settlement.charged)
     rows = [
         ("before", before, _sources(totals)),
-        ("taken", -totals.committed, f"for {charged} answers, as a batch"),
+        ("taken", -totals.committed, f"for {charged} answer{'' if charged == 1 else 's'}, as a batch"),
         ("given back", totals.refunded, ""),
         ("after", after.balance, f"{after.held} held, {len(totals.open_reservations)} reservations open"),
     ]
