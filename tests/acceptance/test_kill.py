@@ -31,6 +31,7 @@ RUNNING = batcher_pb2.JOB_STATE_RUNNING
 SUCCEEDED = batcher_pb2.JOB_STATE_SUCCEEDED
 # Slow enough that each moment of a batch can be caught, one line after the other.
 PACE = Pace(validating_seconds=0.2, finalizing_seconds=0.2, image_seconds=0.15, lines_at_once=1)
+VICTIMS: list[list[Part]] = [["batcher"], ["wallet"], ["batcher", "wallet"]]
 ON_BOTH = [pytest.param("sqlite", id="sqlite"), pytest.param("postgres", id="postgres", marks=pytest.mark.slow)]
 
 
@@ -198,7 +199,7 @@ async def test_a_submit_that_was_cut_off_is_done_once_when_it_is_repeated(stack,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("round_number", range(8))
-async def test_any_instant_will_do(stack, customer, round_number):
+async def test_any_instant_will_do(stack: Stack, customer: Customer, round_number: int) -> None:
     """Kills at an instant that the work itself decides: after so many messages of a watch."""
     job_ids = await customer.submit_photographs()
     seen = 0
@@ -209,7 +210,7 @@ async def test_any_instant_will_do(stack, customer, round_number):
         return seen > round_number
 
     await customer.wait_for(job_ids[-1], enough)
-    parts: list[Part] = [["batcher"], ["wallet"], ["batcher", "wallet"]][round_number % 3]  # type: ignore[assignment]
+    parts = VICTIMS[round_number % len(VICTIMS)]
     await kill(stack, *parts)
     await start(stack, *parts)
 
