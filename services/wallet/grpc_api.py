@@ -148,6 +148,9 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
         before = _page_revision(request.page_token, account_id) if request.page_token else None
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
         rows = await self._store.transactions(account_id, before, size)
+        if before is not None and not rows:
+            # Each token that was given names a row of this account.
+            raise _bad_page_token(request.page_token)
         if rows is None:
             raise errors.AccountNotFound(account_id)
         more = len(rows) == size and rows[-1].previous > 0
@@ -263,4 +266,8 @@ def _page_revision(token: str, account_id: str) -> int:
             return revision
     except (binascii.Error, UnicodeError, ValueError):
         pass
-    raise InvalidField([Violation("page_token", token[:64], "is not a next_page_token of this account's history")])
+    raise _bad_page_token(token)
+
+
+def _bad_page_token(token: str) -> InvalidField:
+    return InvalidField([Violation("page_token", token[:64], "is not a next_page_token of this account's history")])

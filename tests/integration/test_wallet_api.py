@@ -70,8 +70,8 @@ async def test_a_refusal_of_money_has_the_numbers(wallet: WalletClient) -> None:
     assert (code, reason) == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
 
 
-FORGED = base64.urlsafe_b64encode(f"alice {10**30}".encode()).decode()
-"""A place in alice's history with a revision that no database can hold."""
+FORGED = [base64.urlsafe_b64encode(f"alice {revision}".encode()).decode() for revision in (10**30, 10**9)]
+"""Places in alice's history with a revision that no database can hold, and one that it does not have."""
 
 BAD_REQUESTS: list[tuple[str, Any, str]] = [
     ("Reserve", reserve(amount=-1), "amount"),
@@ -93,7 +93,8 @@ BAD_REQUESTS: list[tuple[str, Any, str]] = [
     ("BatchReserve", wallet_pb2.BatchReserveRequest(items=[reserve(f"r{n}", 1) for n in range(1001)]), "items"),
     ("ListTransactions", wallet_pb2.ListTransactionsRequest(account_id="alice", page_size=-1), "page_size"),
     ("ListTransactions", wallet_pb2.ListTransactionsRequest(account_id="alice", page_token="rubbish"), "page_token"),
-    ("ListTransactions", wallet_pb2.ListTransactionsRequest(account_id="alice", page_token=FORGED), "page_token"),
+    ("ListTransactions", wallet_pb2.ListTransactionsRequest(account_id="alice", page_token=FORGED[0]), "page_token"),
+    ("ListTransactions", wallet_pb2.ListTransactionsRequest(account_id="alice", page_token=FORGED[1]), "page_token"),
 ]
 
 
