@@ -79,10 +79,13 @@ class Watches:
         batch_id = job.batch_id
         while True:
             page = await self._next(subscription, principal)
+            silent = True
             for row in page.rows:
+                if row.subject != job.uid and row.kind not in PROGRESS_KINDS:
+                    continue
+                silent = False
                 if row.subject != job.uid:
-                    if row.kind in PROGRESS_KINDS:
-                        yield self._message(row.revision, progress=_progress(row))
+                    yield self._message(row.revision, progress=_progress(row))
                     continue
                 body = json.loads(row.body)
                 yield self._message(row.revision, change=await self._change(row, body))
@@ -94,7 +97,7 @@ class Watches:
                     if now_in:
                         subscription.add(now_in, row.revision)
                     batch_id = now_in
-            if not page.rows:
+            if silent:
                 yield self._bookmark(page.revision)
 
     async def _next(self, subscription: Subscription, principal: Principal) -> Page:
