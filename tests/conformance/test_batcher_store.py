@@ -13,8 +13,9 @@ from services.batcher.job import Action, Answer, Failure, Lane, Settlement, Sett
 from services.batcher.planner import Planned
 from services.batcher.store import Submitted
 from services.batcher.store_batches import Loss, Result
-from services.chassis.database import Conflict, load_statements, migrate
+from services.chassis.database import Conflict, migrate
 from services.chassis.leases import LeaseLost
+from services.chassis.sql.transaction import load_statements
 from tests.batcher_jobs import FAR_US, HOUR_US, LIMITS, image, new_job, new_uid, opened_stores
 
 ANSWER = Answer("a cat", "stop", 10, 2)
