@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from services.chassis.database import Conflict
-from services.chassis.errors import ServerBusy, StoreUnavailable
+from services.chassis.errors import ServerBusy, ServerDraining, StoreUnavailable
 
 GROUP_COMMANDS_MAX: Final = 1_000
 QUEUE_COMMANDS_MAX: Final = 20_000
@@ -96,7 +96,9 @@ class GroupCommitter(Generic[C, R]):
     def _answer(self, commands: Sequence[C]) -> asyncio.Future[list[R | Exception]]:
         if self._runner is not None and self._runner.done() and not self._closing:
             raise StoreUnavailable("the group committer has stopped")
-        if self._closing or self._queued_commands + len(commands) > self._queue_commands_max:
+        if self._closing:
+            raise ServerDraining
+        if self._queued_commands + len(commands) > self._queue_commands_max:
             raise ServerBusy(self._queue_commands_max)
         answer: asyncio.Future[list[R | Exception]] = asyncio.get_running_loop().create_future()
         self._queue.append(_Entry(commands, answer))

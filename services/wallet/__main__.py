@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from punchcard.wallet.v1 import wallet_pb2_grpc
-from services.chassis import command, journal
+from services.chassis import command
 from services.chassis.database import Database, connect
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.loops import Loop, Runner
-from services.chassis.server import Server
+from services.chassis.server import RefusesToStart, Server
 from services.wallet.commands import Command, Outcome
 from services.wallet.expirer import Expirer
 from services.wallet.grpc_api import ERRORS, SCOPES, SERVICE, WalletApi
@@ -25,11 +25,9 @@ MIGRATIONS: Final = FOLDER / "migrations"
 
 @asynccontextmanager
 async def opened(settings: WalletSettings) -> AsyncIterator[Database]:
-    """The wallet's database, with a schema that is up to date and an open journal."""
+    """The wallet's database, with a schema that is up to date."""
     async with await connect(settings.database_url, [FOLDER / "sql"]) as database:
         await command.refuse_old_schema("wallet", database, MIGRATIONS)
-        async with database.transaction() as tx:
-            await journal.open_head(tx, secrets.token_hex(8), await tx.now_us())
         yield database
 
 
@@ -38,6 +36,9 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
     """A wallet that serves; at the end it is drained, and nothing that was begun is lost."""
     async with opened(settings) as database:
         store = Store(database, settings.rules())
+        scale = await store.open(secrets.token_hex(8))
+        if scale != settings.token_scale:
+            raise RefusesToStart(f"this ledger counts tokens with scale {scale}: WALLET_TOKEN_SCALE can't be changed")
         committer: GroupCommitter[Command, Outcome] = GroupCommitter(store.run_group)
         committer.start()
         server = Server(
@@ -48,7 +49,7 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
             lambda registrar: wallet_pb2_grpc.add_WalletServiceServicer_to_server(api, registrar),
             [SERVICE],
         )
-        api = WalletApi(store, committer, server.shielded, settings.token_scale)
+        api = WalletApi(store, committer, server.shielded, scale)
         expirer = Loop("expirer", Expirer(store, committer).step, settings.expiry_interval_seconds)
         runner = Runner([expirer])
         try:

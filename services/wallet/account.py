@@ -3,7 +3,7 @@
 from services.wallet.commands import Grant, Moment, OpenAccount, Outcome
 from services.wallet.economy import WELCOME_GRANT_ID
 from services.wallet.errors import AccountNotFound, BalanceLimit, IdempotencyMismatch
-from services.wallet.journal_entry import ISSUE, TOKEN, WALLET, Account, Entry, State, apply
+from services.wallet.journal_entry import ISSUE, TOKEN, WALLET, Account, Entry, State, apply, entry_on
 
 BALANCE_MAX = 10**18
 """No balance grows past this."""
@@ -23,15 +23,13 @@ def open_account(state: State, command: OpenAccount, moment: Moment) -> Outcome:
 def open_at(state: State, actor: str, account_id: str, moment: Moment) -> None:
     """Begins an account with its welcome bonus; the caller has seen that there is none."""
     now_us, bonus = moment.now_us, moment.rules.welcome_bonus
-    opening = Entry("open", actor, account_id, 0, 0, 0, 0, 0, "", actor, "", "", {})
-    apply(state, opening, now_us)
+    apply(state, Entry("open", actor, account_id, created_by=actor), now_us)
     if bonus:
-        previous = state.revision
+        opened = state.accounts[account_id, TOKEN]
         # The key names the account: the bonus is the wallet's own grant, and there is one wallet for all accounts.
         key = f"{WELCOME_GRANT_ID}:{account_id}"
         facts = {"reference": WELCOME_GRANT_ID}
-        entry = Entry("grant", WALLET, account_id, previous, bonus, 0, bonus, 0, ISSUE, WALLET, "", key, facts)
-        apply(state, entry, now_us)
+        apply(state, _grant_of(opened, bonus, WALLET, key, facts), now_us)
 
 
 def grant(state: State, command: Grant, moment: Moment) -> Outcome:
@@ -50,23 +48,15 @@ def grant(state: State, command: Grant, moment: Moment) -> Outcome:
     issued = state.issued - state.system.get((ISSUE, TOKEN), 0)
     if issued + command.amount > ISSUED_MAX:
         raise BalanceLimit(ISSUE, command.amount, issued, ISSUED_MAX)
-    entry = Entry(
-        "grant",
-        command.actor,
-        command.account_id,
-        account.revision,
-        command.amount,
-        0,
-        account.balance + command.amount,
-        account.held,
-        ISSUE,
-        command.actor,
-        "",
-        command.grant_id,
-        {"reference": command.reference} if command.reference else {},
-    )
-    apply(state, entry, moment.now_us)
+    facts = {"reference": command.reference} if command.reference else {}
+    apply(state, _grant_of(account, command.amount, command.actor, command.grant_id, facts), moment.now_us)
     return Outcome(state.accounts[key], None, False)
+
+
+def _grant_of(account: Account, amount: int, actor: str, key: str, facts: dict[str, str]) -> Entry:
+    return entry_on(
+        account, "grant", actor, balance_change=amount, counterparty=ISSUE, created_by=actor, key=key, facts=facts
+    )
 
 
 def check_balance_limit(account: Account, amount: int) -> None:

@@ -15,7 +15,7 @@ from services.chassis.fields import Checks
 from services.wallet.commands import Amend, Commit, Grant, OpenAccount, Refund, Release, Reserve
 from services.wallet.errors import AccountNotFound, ReservationNotFound
 from services.wallet.journal_entry import Account, Reservation
-from services.wallet.store import entry_of
+from services.wallet.store_rows import entry_of
 
 REFERENCE_CHARS_MAX: Final = 256
 PRICE_VERSION_CHARS_MAX: Final = 128

@@ -17,6 +17,7 @@ reads the same entries back, applies them to nothing, and must arrive at the sam
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 TOKEN = "TOKEN"  # noqa: S105 - the name of an asset
@@ -107,25 +108,60 @@ class Operation(NamedTuple):
     revision: int
 
 
+NO_FACTS: Mapping[str, Any] = MappingProxyType({})
+
+
 class Entry(NamedTuple):
     """One row of the journal before it has a place in the chain."""
 
     kind: str
     actor: str
     account_id: str
-    previous: int
+    """Empty for a tombstone, which is on nobody's account."""
+    previous: int = 0
     """The account's row before this one; 0 for its first."""
-    balance_change: int
-    held_change: int
-    balance: int
+    balance_change: int = 0
+    held_change: int = 0
+    balance: int = 0
     """Afterwards, like held."""
-    held: int
-    counterparty: str
-    created_by: str
-    reservation_id: str
-    key: str
-    facts: Mapping[str, Any]
+    held: int = 0
+    counterparty: str = ""
+    created_by: str = ""
+    reservation_id: str = ""
+    key: str = ""
+    facts: Mapping[str, Any] = NO_FACTS
     """What else the kind needs to be applied; see the functions below."""
+
+
+def entry_on(
+    account: Account,
+    kind: str,
+    actor: str,
+    *,
+    balance_change: int = 0,
+    held_change: int = 0,
+    counterparty: str = "",
+    created_by: str = "",
+    reservation_id: str = "",
+    key: str = "",
+    facts: Mapping[str, Any] = NO_FACTS,
+) -> Entry:
+    """The entry that changes an account by so much: it follows the account's last one and says what comes out."""
+    return Entry(
+        kind,
+        actor,
+        account.account_id,
+        account.revision,
+        balance_change,
+        held_change,
+        account.balance + balance_change,
+        account.held + held_change,
+        counterparty,
+        created_by,
+        reservation_id,
+        key,
+        facts,
+    )
 
 
 AccountKey = tuple[str, str]

@@ -4,6 +4,7 @@ Each function checks everything before it makes an entry, so that a refusal chan
 purpose: a hold found past its time is expired first, which would have happened anyway.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from services.wallet.account import check_balance_limit, open_at, same, same_duration
@@ -22,15 +23,16 @@ from services.wallet.errors import (
     rfc3339,
 )
 from services.wallet.journal_entry import (
+    NO_FACTS,
     REVENUE,
     TOKEN,
     WALLET,
-    Account,
     Entry,
     Reservation,
     ReservationState,
     State,
     apply,
+    entry_on,
 )
 
 HELD = ReservationState.HELD
@@ -65,20 +67,14 @@ def reserve(state: State, command: Reserve, moment: Moment) -> Outcome:
         facts["price_version"] = command.price_version
     if command.reference:
         facts["reference"] = command.reference
-    entry = Entry(
+    entry = entry_on(
+        account,
         "reserve",
         command.actor,
-        payer,
-        account.revision,
-        0,
-        command.amount,
-        account.balance,
-        account.held + command.amount,
-        "",
-        command.actor,
-        command.reservation_id,
-        "",
-        facts,
+        held_change=command.amount,
+        created_by=command.actor,
+        reservation_id=command.reservation_id,
+        facts=facts,
     )
     apply(state, entry, now_us)
     return Outcome(state.accounts[key], state.reservations[reservation_key], False)
@@ -121,9 +117,17 @@ def commit(state: State, command: Commit, moment: Moment) -> Outcome:
         facts["amount"] = command.amount
     if command.allow_late:
         facts["allow_late"] = 1
-    freed = 0 if late else open_amount
-    entry = _on(found, account, "commit", command.actor, -amount, -freed, REVENUE, "", facts)
-    return _done(state, entry, found, moment)
+    return _change(
+        state,
+        found,
+        "commit",
+        command.actor,
+        moment.now_us,
+        balance_change=-amount,
+        held_change=0 if late else -open_amount,
+        counterparty=REVENUE,
+        facts=facts,
+    )
 
 
 def release(state: State, command: Release, moment: Moment) -> Outcome:
@@ -134,7 +138,8 @@ def release(state: State, command: Release, moment: Moment) -> Outcome:
         if command.actor != command.created_by:
             # Only the would-be owner may block an id.
             raise ReservationNotFound(command.reservation_id)
-        entry = Entry("release", command.actor, "", 0, 0, 0, 0, 0, "", *key, "", {})
+        created_by, reservation_id = key
+        entry = Entry("release", command.actor, "", created_by=created_by, reservation_id=reservation_id)
         apply(state, entry, moment.now_us)
         return Outcome(None, state.reservations[key], False)
     found = _up_to_date(state, found, moment.now_us)
@@ -143,9 +148,7 @@ def release(state: State, command: Release, moment: Moment) -> Outcome:
     if found.state != HELD:
         # Released or expired: nothing is held any more, which is all that a release wants.
         return _outcome(state, found, replayed=True)
-    account = state.accounts[found.payer_account_id, TOKEN]
-    entry = _on(found, account, "release", command.actor, 0, -found.held, "", "", {})
-    return _done(state, entry, found, moment)
+    return _change(state, found, "release", command.actor, moment.now_us, held_change=-found.held)
 
 
 def refund(state: State, command: Refund, moment: Moment) -> Outcome:
@@ -153,7 +156,7 @@ def refund(state: State, command: Refund, moment: Moment) -> Outcome:
     found = _find(state, command, moment.now_us)
     done = state.operations.get((command.created_by, command.reservation_id, command.refund_id))
     if done is not None:
-        same("kind", done.kind, "refund")
+        same("refund_id", f"{done.kind} {command.refund_id}", f"refund {command.refund_id}")
         same("amount", done.amount, command.amount)
         return _outcome(state, found, replayed=True)
     if found.state == HELD:
@@ -163,11 +166,18 @@ def refund(state: State, command: Refund, moment: Moment) -> Outcome:
     amount = left if command.amount is None else command.amount
     if amount > left or not left:
         raise RefundExceedsCommitted(found.reservation_id, amount, found.committed, found.refunded)
-    account = state.accounts[found.payer_account_id, TOKEN]
-    check_balance_limit(account, amount)
-    facts = {} if command.amount is None else {"amount": command.amount}
-    entry = _on(found, account, "refund", command.actor, amount, 0, REVENUE, command.refund_id, facts)
-    return _done(state, entry, found, moment)
+    check_balance_limit(state.accounts[found.payer_account_id, TOKEN], amount)
+    return _change(
+        state,
+        found,
+        "refund",
+        command.actor,
+        moment.now_us,
+        balance_change=amount,
+        counterparty=REVENUE,
+        key=command.refund_id,
+        facts={} if command.amount is None else {"amount": command.amount},
+    )
 
 
 def amend(state: State, command: Amend, moment: Moment) -> Outcome:
@@ -175,7 +185,7 @@ def amend(state: State, command: Amend, moment: Moment) -> Outcome:
     found = _find(state, command, moment.now_us)
     done = state.operations.get((command.created_by, command.reservation_id, command.amend_id))
     if done is not None:
-        same("kind", done.kind, "amend")
+        same("amend_id", f"{done.kind} {command.amend_id}", f"amend {command.amend_id}")
         same("amount", done.amount, command.amount)
         same_duration("hold_duration", done.hold_us, command.hold_us)
         return _outcome(state, found, replayed=True)
@@ -192,9 +202,16 @@ def amend(state: State, command: Amend, moment: Moment) -> Outcome:
         facts["amount"] = command.amount
     if command.hold_us is not None:
         facts["hold_us"] = command.hold_us
-    account = state.accounts[found.payer_account_id, TOKEN]
-    entry = _on(found, account, "amend", command.actor, 0, amount - found.held, "", command.amend_id, facts)
-    return _done(state, entry, found, moment)
+    return _change(
+        state,
+        found,
+        "amend",
+        command.actor,
+        moment.now_us,
+        held_change=amount - found.held,
+        key=command.amend_id,
+        facts=facts,
+    )
 
 
 def sweep(state: State, command: Sweep, _moment: Moment) -> Outcome:
@@ -230,8 +247,7 @@ def _is_due(reservation: Reservation, now_us: int) -> bool:
 def _up_to_date(state: State, found: Reservation, now_us: int) -> Reservation:
     if not _is_due(found, now_us):
         return found
-    account = state.accounts[found.payer_account_id, TOKEN]
-    apply(state, _on(found, account, "expire", WALLET, 0, -found.held, "", "", {}), now_us)
+    _change(state, found, "expire", WALLET, now_us, held_change=-found.held)
     return state.reservations[found.created_by, found.reservation_id]
 
 
@@ -245,36 +261,33 @@ def _require(found: Reservation, wanted: ReservationState) -> None:
     raise ReservationExpired(found.reservation_id, found.expired, found.expire_time_us)
 
 
-def _on(
+def _change(
+    state: State,
     found: Reservation,
-    account: Account,
     kind: str,
     actor: str,
-    balance_change: int,
-    held_change: int,
-    counterparty: str,
-    key: str,
-    facts: dict[str, Any],
-) -> Entry:
-    return Entry(
+    now_us: int,
+    *,
+    balance_change: int = 0,
+    held_change: int = 0,
+    counterparty: str = "",
+    key: str = "",
+    facts: Mapping[str, Any] = NO_FACTS,
+) -> Outcome:
+    """Makes the entry that changes a reservation and its payer's account, and applies it."""
+    entry = entry_on(
+        state.accounts[found.payer_account_id, TOKEN],
         kind,
         actor,
-        account.account_id,
-        account.revision,
-        balance_change,
-        held_change,
-        account.balance + balance_change,
-        account.held + held_change,
-        counterparty,
-        found.created_by,
-        found.reservation_id,
-        key,
-        facts,
+        balance_change=balance_change,
+        held_change=held_change,
+        counterparty=counterparty,
+        created_by=found.created_by,
+        reservation_id=found.reservation_id,
+        key=key,
+        facts=facts,
     )
-
-
-def _done(state: State, entry: Entry, found: Reservation, moment: Moment) -> Outcome:
-    apply(state, entry, moment.now_us)
+    apply(state, entry, now_us)
     return _outcome(state, state.reservations[found.created_by, found.reservation_id], replayed=False)
 
 

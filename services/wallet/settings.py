@@ -20,7 +20,7 @@ class WalletSettings(ServerSettings):
     token_audience: str = Field("punchcard.wallet", description="The aud that tokens for this service carry.")
     welcome_bonus: int = Field(10, ge=0, le=10**15, description="What a new account is given, in smallest units.")
     token_scale: int = Field(
-        0, ge=0, le=9, description="Decimal places of a token; fixed once the ledger has its first account."
+        0, ge=0, le=9, description="Decimal places of a token; fixed by the first start of the ledger."
     )
     expiry_interval_seconds: float = Field(1.0, gt=0, description="How often overdue holds are looked for, in seconds.")
 

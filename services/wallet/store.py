@@ -8,9 +8,8 @@ replicas both succeed. Holds that are due are read after the head: their account
 A crash before the end of the transaction leaves nothing; after it, everything. Nobody is answered in between.
 """
 
-import json
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from services.chassis import journal
 from services.chassis.database import Database, Transaction
@@ -33,7 +32,6 @@ from services.wallet.journal_entry import (
     TOKEN,
     Account,
     AccountKey,
-    Entry,
     GrantRecord,
     Operation,
     OperationKey,
@@ -42,15 +40,12 @@ from services.wallet.journal_entry import (
     State,
 )
 from services.wallet.reservation import as_of, expire_due
+from services.wallet.store_rows import account_update, changes, encode, journal_entry, reservation_update
 
 SWEEP_HOLDS_MAX = 1_000
 """Holds expired in one transaction; when more are due, the next transaction goes on before any command is decided."""
-SWEEP_TRANSACTIONS_MAX = 1_000
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
+ROUNDS_MAX = 1_000
+"""Transactions for one group: a further one is needed when a payer was not locked, or when more holds are due."""
 
 
 class Names(NamedTuple):
@@ -94,7 +89,7 @@ class Store:
         is unknown: running it again is safe, because every command carries a key.
         """
         payers: set[str] = set()
-        for _ in range(SWEEP_TRANSACTIONS_MAX):
+        for _ in range(ROUNDS_MAX):
             async with self._database.transaction() as tx:
                 state, head, moment, due = await self._load(tx, commands, payers)
                 if unlocked := _unlocked_payers(state):
@@ -112,17 +107,17 @@ class Store:
 
     async def _load(self, tx: Transaction, commands: Sequence[Command], payers: set[str]) -> Loaded:
         names = _names(commands)
-        reservations = _encode(sorted(names.reservations))
+        reservations = encode(sorted(names.reservations))
         account_ids = names.accounts | payers
         if any(not isinstance(command, Reserve | Grant | OpenAccount | Sweep) for command in commands):
             account_ids.update(row["payer_account_id"] for row in await tx.rows("learn_payers", keys=reservations))
         # One hop to the database's thread costs more than all the statements; their order is the lock order.
         accounts, held, grants, operations, (head,), *issued = await tx.rows_all(
             [
-                ("load_accounts", {"ids": _encode(sorted(account_ids))}),
+                ("load_accounts", {"ids": encode(sorted(account_ids))}),
                 ("load_reservations", {"keys": reservations}),
-                ("load_grants", {"keys": _encode(sorted(names.grants))}),
-                ("load_operations", {"keys": _encode(sorted(names.operations))}),
+                ("load_grants", {"keys": encode(sorted(names.grants))}),
+                ("load_operations", {"keys": encode(sorted(names.operations))}),
                 journal.LOCK_HEAD,
                 *([("load_issued", {})] if names.grants else []),
             ]
@@ -138,6 +133,14 @@ class Store:
         state.revision = locked.revision
         moment = Moment(max(await tx.now_us(), locked.time_us), self._rules)
         return Loaded(state, locked, moment, await _load_due(tx, state, moment.now_us))
+
+    async def open(self, epoch: str) -> int:
+        """Starts the ledger if nobody has yet; gives the scale of TOKEN, which the first start has fixed for ever."""
+        async with self._database.transaction() as tx:
+            await journal.open_head(tx, epoch, await tx.now_us())
+            await tx.run("open_asset", asset=TOKEN, scale=self._rules.token_scale)
+            row = await tx.row("get_asset_scale", asset=TOKEN)
+        return int(row["scale"]) if row else self._rules.token_scale
 
     async def account(self, account_id: str) -> Account | None:
         """An account as it is now: holds whose time has passed no longer count as held."""
@@ -217,7 +220,7 @@ async def _load_due(tx: Transaction, state: State, now_us: int) -> Due:
     ]
     if not due:
         return Due((), {}, False)
-    ids = _encode(sorted(due))
+    ids = encode(sorted(due))
     rows = await tx.rows("load_due_reservations", ids=ids, now_us=now_us, limit=SWEEP_HOLDS_MAX)
     for row in rows:
         found = Reservation(*row)
@@ -263,92 +266,21 @@ async def _save(tx: Transaction, head: journal.Head, loaded: State, state: State
     """Writes what differs from what was loaded, and appends the entries to the journal."""
     if not state.entries and loaded.accounts == state.accounts:
         return
-    accounts, changed_accounts = _changes(loaded.accounts, state.accounts)
-    reservations, changed_reservations = _changes(loaded.reservations, state.reservations)
-    grants, _ = _changes(loaded.grants, state.grants)
-    operations, _ = _changes(loaded.operations, state.operations)
+    accounts, changed_accounts = changes(loaded.accounts, state.accounts)
+    reservations, changed_reservations = changes(loaded.reservations, state.reservations)
+    grants, _ = changes(loaded.grants, state.grants)
+    operations, _ = changes(loaded.operations, state.operations)
     moves = [(account_id, asset, change) for (account_id, asset), change in state.system.items() if change]
-    new_head, rows = journal.chain(head, [_journal_entry(entry) for entry in state.entries], now_us)
+    new_head, rows = journal.chain(head, [journal_entry(entry) for entry in state.entries], now_us)
     await tx.run_all(
         [
             ("insert_account", accounts),
-            ("update_account", [_account_update(account) for account in changed_accounts]),
+            ("update_account", [account_update(account) for account in changed_accounts]),
             ("insert_reservation", reservations),
-            ("update_reservation", [_reservation_update(each) for each in changed_reservations]),
+            ("update_reservation", [reservation_update(each) for each in changed_reservations]),
             ("insert_grant", grants),
             ("insert_operation", operations),
             ("move_system_account", moves),
             *journal.statements(new_head, rows),
         ]
-    )
-
-
-def _changes(loaded: dict[K, V], now: dict[K, V]) -> tuple[list[V], list[V]]:
-    """What a group made, and what it changed: values are immutable, so that only changed ones are other objects."""
-    new, changed = [], []
-    for key, value in now.items():
-        before = loaded.get(key)
-        if before is None:
-            new.append(value)
-        elif before is not value:
-            changed.append(value)
-    return new, changed
-
-
-def _account_update(account: Account) -> tuple[object, ...]:
-    return (account.account_id, account.asset, account.balance, account.held, account.due_time_us, account.revision)
-
-
-def _reservation_update(each: Reservation) -> tuple[object, ...]:
-    return (
-        each.created_by,
-        each.reservation_id,
-        each.state,
-        each.committed,
-        each.released,
-        each.expired,
-        each.refunded,
-        each.expire_time_us,
-        each.commit_amount,
-        each.commit_late,
-        each.revision,
-    )
-
-
-def _journal_entry(entry: Entry) -> journal.Entry:
-    body: dict[str, Any] = {"balance": entry.balance, "held": entry.held}
-    if entry.balance_change:
-        body["balance_change"] = entry.balance_change
-    if entry.held_change:
-        body["held_change"] = entry.held_change
-    if entry.counterparty:
-        body["counterparty"] = entry.counterparty
-    if entry.created_by:
-        body["created_by"] = entry.created_by
-    if entry.reservation_id:
-        body["reservation_id"] = entry.reservation_id
-    if entry.key:
-        body["key"] = entry.key
-    if entry.facts:
-        body["facts"] = entry.facts
-    return journal.Entry(entry.kind, entry.actor, entry.account_id, entry.previous, _encode(body))
-
-
-def entry_of(row: journal.Row) -> Entry:
-    """Reads a row of the journal back as the entry that it was written from."""
-    body = json.loads(row.body)
-    return Entry(
-        row.kind,
-        row.actor,
-        row.subject,
-        row.previous,
-        body.get("balance_change", 0),
-        body.get("held_change", 0),
-        body["balance"],
-        body["held"],
-        body.get("counterparty", ""),
-        body.get("created_by", ""),
-        body.get("reservation_id", ""),
-        body.get("key", ""),
-        body.get("facts", {}),
     )

@@ -30,7 +30,8 @@ from services.wallet.commands import (
 )
 from services.wallet.economy import Rules
 from services.wallet.journal_entry import Account, State, apply
-from services.wallet.store import Store, entry_of
+from services.wallet.store import Store
+from services.wallet.store_rows import entry_of
 from tests.databases import opened
 from tests.wallet_model import WalletModel, word
 
@@ -88,7 +89,9 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     """A migrated wallet database with an open journal."""
     async with opened(database_url, WALLET) as database:
         async with database.transaction() as tx:
+            # Long before the tests' own clock, which no row of the journal may precede.
             await journal.open_head(tx, "test", 1)
+        await Store(database, Rules()).open("test")
         yield database
 
 
@@ -323,6 +326,11 @@ async def execute(url: str, statement: str) -> None:
         await connection.execute(statement)
     finally:
         await connection.close()
+
+
+async def test_the_first_start_fixes_what_a_token_is(database: Database) -> None:
+    """A ledger that was opened with one scale keeps it, whatever a later start is configured with."""
+    assert await Store(database, Rules(token_scale=2)).open("later") == 0
 
 
 async def test_a_page_of_another_accounts_history_is_not_given(store: Store) -> None:

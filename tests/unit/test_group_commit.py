@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import pytest
 
 from services.chassis.database import Conflict
-from services.chassis.errors import ServerBusy, StoreUnavailable
+from services.chassis.errors import ServerBusy, ServerDraining, StoreUnavailable
 from services.chassis.group_commit import ATTEMPTS_MAX, GroupCommitter
 
 
@@ -231,7 +231,7 @@ async def test_close_runs_what_waits_and_refuses_what_comes(store: Store):
     await committer.close()
 
     assert await asyncio.gather(*answers) == [4, 8]
-    with pytest.raises(ServerBusy):
+    with pytest.raises(ServerDraining):
         await committer.submit(6)
 
 

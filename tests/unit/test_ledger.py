@@ -22,7 +22,7 @@ from services.wallet.commands import (
 )
 from services.wallet.economy import Rules
 from services.wallet.errors import Refusal
-from services.wallet.journal_entry import ISSUE, REVENUE, TOKEN, Entry, State, apply
+from services.wallet.journal_entry import ISSUE, REVENUE, TOKEN, State, apply, entry_on
 from services.wallet.reservation import expire_due
 from tests.wallet_model import WalletModel, word
 
@@ -251,7 +251,7 @@ def test_entries_carry_their_kind_in_one_vocabulary() -> None:
     """An unknown kind in the journal is an error and not a silent nothing."""
     state = held()
     account = state.accounts["alice", TOKEN]
-    entry = Entry("melt", "x", "alice", account.revision, 0, 0, 10, 5, "", "batcher", "job-1", "", {})
+    entry = entry_on(account, "melt", "x", created_by="batcher", reservation_id="job-1")
 
     with pytest.raises(ValueError, match="melt"):
         apply(state, entry, NOW_US)

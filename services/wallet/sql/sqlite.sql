@@ -39,6 +39,12 @@ CROSS JOIN operations o ON o.created_by = k.value ->> 0 AND o.reservation_id = k
 -- What was ever granted; it stands still while the head of the journal is locked.
 SELECT -balance AS issued FROM system_accounts WHERE account_id = '@issue' AND asset = 'TOKEN';
 
+-- name: open_asset(asset, scale)!
+INSERT INTO assets (asset, scale) VALUES (:asset, :scale) ON CONFLICT (asset) DO NOTHING;
+
+-- name: get_asset_scale(asset)
+SELECT scale FROM assets WHERE asset = :asset;
+
 -- name: get_account(account_id)
 SELECT * FROM accounts WHERE account_id = :account_id AND asset = 'TOKEN';
 

@@ -38,6 +38,12 @@ CREATE TABLE leases (
     expire_time_us INTEGER NOT NULL
 ) STRICT;
 
+-- What is counted, and in which unit: an asset's scale never changes, or all balances would mean something else.
+CREATE TABLE assets (
+    asset TEXT PRIMARY KEY,
+    scale INTEGER NOT NULL CHECK (scale BETWEEN 0 AND 9)
+) STRICT;
+
 -- What everybody has. Tokens only move between accounts, so that all balances, system accounts included, sum to 0 per asset.
 CREATE TABLE accounts (
     account_id TEXT NOT NULL,
@@ -147,6 +153,7 @@ DROP TABLE grants;
 DROP TABLE reservations;
 DROP TABLE system_accounts;
 DROP TABLE accounts;
+DROP TABLE assets;
 DROP TABLE leases;
 DROP TABLE journal_head;
 DROP TABLE journal;
