@@ -54,10 +54,10 @@ async def stack() -> AsyncIterator[Bench]:
         yield Bench(up.plan.ports.batcher, f"Bearer {token}", image.image_id, Path(name) / "batcher.db")
 
 
-def count_queued(database: Path) -> int:
-    """How many jobs are there whose tokens are held: what was acknowledged as QUEUED must all be."""
+def count_admitted(database: Path) -> int:
+    """How many jobs have come out of admission: all that were acknowledged as QUEUED must be among them."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
-        (count,) = connection.execute("SELECT count(*) FROM jobs WHERE state = 'QUEUED'").fetchone()
+        (count,) = connection.execute("SELECT count(*) FROM jobs WHERE state <> 'ADMITTING'").fetchone()
     return int(count)
 
 
