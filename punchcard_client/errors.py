@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -38,7 +38,7 @@ def _unpack(error: grpc.RpcError, detail: Message) -> bool:
         return False
     try:
         status = rpc_status.from_call(error)
-    except ValueError:
-        # Something between us and the service changed the status and left the details of another.
+    except (ValueError, DecodeError):
+        # Something between us and the service changed the status, or garbled its details.
         return False
     return status is not None and any(packed.Unpack(detail) for packed in status.details)

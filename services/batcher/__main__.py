@@ -145,7 +145,6 @@ class Parts:
 
     async def start(self) -> None:
         """Starts what gathers and works beside the loops."""
-        self.wallet.start()
         self.admitter.start()
         self.committer.start()
         self.instant.start()

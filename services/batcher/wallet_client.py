@@ -1,10 +1,9 @@
-"""The wallet, as the batcher uses it: in groups, with a definite answer for each command or none at all.
+"""The wallet, as the batcher's loops use it: many commands a call, a definite answer for each or none at all.
 
     Held, Settled       it is done, now or before
     Refused             it is not done and never will be by itself, with the wallet's reason and numbers
     WalletUnavailable   nobody knows: ask again with the same key, which makes that safe
 
-Single commands that come at the same time share a call: while one call is on its way, the next one gathers up to 1,000.
 A mistake of ours (a token that ran out, a scope that is missing) is WalletUnavailable too: no job is to blame for it.
 """
 
@@ -14,22 +13,11 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
 
 from punchcard.wallet.v1 import error_reason_pb2, wallet_pb2, wallet_pb2_grpc
-from services.chassis.errors import ServerBusy, StoreUnavailable
-from services.chassis.group_commit import GroupCommitter
+from punchcard_client import connect, reason_of
 
 ITEMS_MAX = 1_000
-QUEUE_ITEMS_MAX = 20_000
-
-# Left alone, a channel waits up to two minutes before it looks whether a wallet is back.
-_CHANNEL_OPTIONS = [
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 3_000),
-]
 
 # All other statuses leave open whether the command was done, or say that we, not the job, are at fault.
 _DEFINITE = frozenset(
@@ -140,7 +128,7 @@ class TokenFile:
 
 
 class WalletClient:
-    """A client of the wallet. Calls need `start`; after `close` there are none.
+    """A client of the wallet; it connects when it is first used.
 
     ca_file: certificates that the wallet's own is checked by; without it the channel is not encrypted.
     """
@@ -148,52 +136,23 @@ class WalletClient:
     def __init__(
         self, address: str, token_file: Path | None, timeout_seconds: float, *, ca_file: Path | None = None
     ) -> None:
-        if ca_file is None:
-            self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        else:
-            credentials = grpc.ssl_channel_credentials(ca_file.read_bytes())
-            self._channel = grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
-        self._stub = wallet_pb2_grpc.WalletServiceStub(self._channel)
+        tls = grpc.ssl_channel_credentials(ca_file.read_bytes()) if ca_file else None
         self._token = TokenFile(token_file)
+        self._channel = connect(address, lambda: self._now, tls=tls)
+        self._now = ""
+        self._stub = wallet_pb2_grpc.WalletServiceStub(self._channel)
         self._timeout_seconds = timeout_seconds
-        self._reserves: GroupCommitter[Reserve, Held | Refused] = GroupCommitter(
-            self._reserve_group, group_commands_max=ITEMS_MAX, queue_commands_max=QUEUE_ITEMS_MAX
-        )
-        self._settles: GroupCommitter[Settle, Settled | Refused] = GroupCommitter(
-            self._settle_group, group_commands_max=ITEMS_MAX, queue_commands_max=QUEUE_ITEMS_MAX
-        )
-
-    def start(self) -> None:
-        """Starts to gather single commands; needs a running event loop."""
-        self._reserves.start()
-        self._settles.start()
 
     async def close(self) -> None:
-        """Runs what is gathered, and closes the channel."""
-        await self._reserves.close()
-        await self._settles.close()
+        """Closes the channel."""
         await self._channel.close()
-
-    async def reserve(self, command: Reserve) -> Held | Refused:
-        """Holds tokens for one job, in a call shared with others. Raises WalletUnavailable."""
-        try:
-            return await self._reserves.submit(command)
-        except (ServerBusy, StoreUnavailable) as error:
-            raise WalletUnavailable("SERVER_BUSY", str(error)) from error
-
-    async def settle(self, command: Settle) -> Settled | Refused:
-        """Ends or changes one hold, in a call shared with others. Raises WalletUnavailable."""
-        try:
-            return await self._settles.submit(command)
-        except (ServerBusy, StoreUnavailable) as error:
-            raise WalletUnavailable("SERVER_BUSY", str(error)) from error
 
     async def reserve_many(self, commands: Sequence[Reserve]) -> list[Held | Refused | WalletUnavailable]:
         """Up to 1,000 in one call; an answer for each, in order. Raises WalletUnavailable when there is none at all."""
         request = wallet_pb2.BatchReserveRequest(items=[_reserve_item(command) for command in _bounded(commands)])
-        metadata = self._metadata()
+        self._read_token()
         try:
-            response = await self._stub.BatchReserve(request, timeout=self._timeout_seconds, metadata=metadata)
+            response = await self._stub.BatchReserve(request, timeout=self._timeout_seconds)
         except grpc.aio.AioRpcError as error:
             raise _unavailable(error) from error
         return [_held(result) for result in _complete(response.results, len(commands))]
@@ -201,33 +160,19 @@ class WalletClient:
     async def settle_many(self, commands: Sequence[Settle]) -> list[Settled | Refused | WalletUnavailable]:
         """Up to 1,000 in one call; an answer for each, in order. Raises WalletUnavailable when there is none at all."""
         request = wallet_pb2.BatchSettleRequest(items=[_settle_item(command) for command in _bounded(commands)])
-        metadata = self._metadata()
+        self._read_token()
         try:
-            response = await self._stub.BatchSettle(request, timeout=self._timeout_seconds, metadata=metadata)
+            response = await self._stub.BatchSettle(request, timeout=self._timeout_seconds)
         except grpc.aio.AioRpcError as error:
             raise _unavailable(error) from error
         return [_settled(result) for result in _complete(response.results, len(commands))]
 
-    async def _reserve_group(self, commands: list[Reserve]) -> Sequence[Held | Refused | Exception]:
-        """Gives a failed call to each of its commands: run in halves it would take its time limit again and again."""
+    def _read_token(self) -> None:
+        """Takes the token of now for the calls to come. Raises WalletUnavailable where there is none to be read."""
         try:
-            return await self.reserve_many(commands)
-        except WalletUnavailable as error:
-            return [error] * len(commands)
-
-    async def _settle_group(self, commands: list[Settle]) -> Sequence[Settled | Refused | Exception]:
-        """As _reserve_group."""
-        try:
-            return await self.settle_many(commands)
-        except WalletUnavailable as error:
-            return [error] * len(commands)
-
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        try:
-            token = self._token.token()
+            self._now = self._token.token()
         except (OSError, ValueError) as error:
             raise WalletUnavailable("TOKEN_MISSING", f"the token file can't be read: {error}") from error
-        return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def _bounded(commands: Sequence[Item]) -> Sequence[Item]:
@@ -244,20 +189,8 @@ def _complete(results: Sequence[Item], items: int) -> Sequence[Item]:
 
 def _unavailable(error: grpc.aio.AioRpcError) -> WalletUnavailable:
     """Names the wallet's own reason where the status has one, or else the status."""
-    reason = str(error.code().name)
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin" and isinstance(value, bytes):
-            reason = _error_info_reason(value) or reason
-    return WalletUnavailable(reason, error.details() or "")
-
-
-def _error_info_reason(status: bytes) -> str:
-    info = error_details_pb2.ErrorInfo()
-    try:
-        found = any(detail.Unpack(info) for detail in status_pb2.Status.FromString(status).details)
-    except DecodeError:
-        return ""
-    return str(info.reason) if found else ""
+    reason = reason_of(error)
+    return WalletUnavailable(reason.name if reason else error.code().name, error.details() or "")
 
 
 def _duration(microseconds: int) -> Duration:

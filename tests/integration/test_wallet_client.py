@@ -18,6 +18,7 @@ from services.batcher.wallet_client import (
     Refused,
     Release,
     Reserve,
+    Settle,
     Settled,
     TokenFile,
     WalletClient,
@@ -115,7 +116,6 @@ async def address(wallet: FakeWallet) -> AsyncIterator[str]:
 async def client(address: str) -> AsyncIterator[WalletClient]:
     """A client of it."""
     opened = WalletClient(address, None, 10.0)
-    opened.start()
     yield opened
     await opened.close()
 
@@ -177,7 +177,7 @@ async def test_only_held_is_held(
 ) -> None:
     """A reserve that was made before and has ended holds nothing, whatever its replay says."""
     wallet.results["uid-1"] = wallet_pb2.BatchReserveResult(state=state, replayed=True)
-    result = await client.reserve(reserve())
+    (result,) = await client.reserve_many([reserve()])
     assert isinstance(result, Refused)
     assert result.reason == reason
 
@@ -195,36 +195,35 @@ async def test_only_held_is_held(
 async def test_an_undecided_item_is_no_refusal(
     client: WalletClient, wallet: FakeWallet, undecided: wallet_pb2.BatchReserveResult
 ) -> None:
-    """An item that the wallet could not decide stands as such among the others, and alone is raised."""
+    """An item that the wallet could not decide stands as such among the others."""
     wallet.results["uid-1"] = undecided
     first, second = await client.reserve_many([reserve(1), reserve(2)])
     assert isinstance(first, WalletUnavailable)
     assert second == Held(EXPIRE_US, False)
-    with pytest.raises(WalletUnavailable):
-        await client.reserve(reserve(1))
 
 
 async def test_a_reason_of_a_newer_wallet_is_a_refusal(client: WalletClient, wallet: FakeWallet) -> None:
     """A reason that we don't know is definite when its status is."""
     wallet.settled["uid-1"] = wallet_pb2.BatchSettleResult(refusal=refusal(grpc.StatusCode.FAILED_PRECONDITION, 99))
-    assert await client.settle(Release("uid-1")) == Refused("REASON_99", "no", {})
+    assert await client.settle_many([Release("uid-1")]) == [Refused("REASON_99", "no", {})]
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND])
 async def test_a_failed_call_decides_nothing(client: WalletClient, wallet: FakeWallet, code: grpc.StatusCode) -> None:
-    """Whatever status a whole call has, no item of it was refused; it was tried once."""
+    """Whatever status a whole call has, no item of it was refused. Only where the wallet was away is it tried again."""
     wallet.failure = code
     with pytest.raises(WalletUnavailable) as caught:
         await client.reserve_many([reserve()])
     assert caught.value.reason == code.name
     with pytest.raises(WalletUnavailable):
-        await client.settle(Release("uid-1"))
-    assert (len(wallet.reserves), len(wallet.settles)) == (1, 1)
+        await client.settle_many([Release("uid-1")])
+    tries = 4 if code is grpc.StatusCode.UNAVAILABLE else 1
+    assert (len(wallet.reserves), len(wallet.settles)) == (tries, tries)
 
 
 async def test_a_failed_call_names_the_wallets_reason(client: WalletClient, wallet: FakeWallet) -> None:
     """Where the status carries the wallet's own reason, that is the one told; a garbled one is passed over."""
-    status = status_pb2.Status(code=16, message="no")
+    status = status_pb2.Status(code=16, message="out of order")
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason="TOKEN_EXPIRED", domain="wallet.punchcard"))
     wallet.failure = grpc.StatusCode.UNAUTHENTICATED
     for trailer, reason in ((status.SerializeToString(), "TOKEN_EXPIRED"), (b"\xff\xff", "UNAUTHENTICATED")):
@@ -266,31 +265,6 @@ async def test_a_call_is_bounded(client: WalletClient) -> None:
         await client.reserve_many([reserve(number) for number in range(ITEMS_MAX + 1)])
     with pytest.raises(ValueError, match="1 to 1000 items"):
         await client.settle_many([])
-
-
-async def test_singles_that_come_together_share_a_call(client: WalletClient, wallet: FakeWallet) -> None:
-    """While one call is on its way the next gathers, and each caller gets its own answer."""
-    wallet.results["uid-7"] = wallet_pb2.BatchReserveResult(
-        refusal=refusal(grpc.StatusCode.NOT_FOUND, error_reason_pb2.ERROR_REASON_ACCOUNT_NOT_FOUND)
-    )
-    wallet.gate.clear()
-    first = asyncio.ensure_future(client.reserve(reserve(0)))
-    await wallet.arrived.wait()
-    others = [asyncio.ensure_future(client.reserve(reserve(number))) for number in range(1, 1_500)]
-    await asyncio.sleep(0)
-    wallet.gate.set()
-    results = await asyncio.gather(first, *others)
-    assert [len(request.items) for request in wallet.reserves] == [1, 1_000, 499]
-    assert [number for number, result in enumerate(results) if isinstance(result, Refused)] == [7]
-
-
-async def test_a_closed_client_is_unavailable(address: str) -> None:
-    """After the close no command is taken, and none waits for ever."""
-    client = WalletClient(address, None, 10.0)
-    client.start()
-    await client.close()
-    with pytest.raises(WalletUnavailable):
-        await client.reserve(reserve())
 
 
 @pytest.fixture
@@ -338,33 +312,39 @@ async def real(tmp_path: Path) -> AsyncIterator[WalletClient]:
     tokens.write_text(token("batcher", EVERY_SCOPE, audience="punchcard.wallet"))
     async with wallet_at(f"sqlite:{tmp_path}/wallet.db", tmp_path) as (_, port):
         opened = WalletClient(f"127.0.0.1:{port}", tokens, 10.0)
-        opened.start()
         yield opened
         await opened.close()
+
+
+async def one(client: WalletClient, command: Reserve | Settle) -> Held | Settled | Refused | WalletUnavailable:
+    """The answer to a single command."""
+    if isinstance(command, Reserve):
+        return (await client.reserve_many([command]))[0]
+    return (await client.settle_many([command]))[0]
 
 
 async def test_a_jobs_life_in_a_real_wallet(real: WalletClient) -> None:
     """Reserved, reserved again, prolonged, lowered, taken: each step is what the wallet says, and may be repeated."""
     command = Reserve("uid-1", "alice", "alice", 5, HOUR_US, "v1", "cat-1")
-    first = await real.reserve(command)
+    first = await one(real, command)
     assert isinstance(first, Held)
-    assert await real.reserve(command) == Held(first.expire_time_us, True)
-    longer = await real.settle(Amend("uid-1", "renew-1", hold_duration_us=2 * HOUR_US))
+    assert await one(real, command) == Held(first.expire_time_us, True)
+    longer = await one(real, Amend("uid-1", "renew-1", hold_duration_us=2 * HOUR_US))
     assert isinstance(longer, Settled)
     assert longer.expire_time_us > first.expire_time_us
-    assert isinstance(await real.settle(Amend("uid-1", "lane", amount=1)), Settled)
+    assert isinstance(await one(real, Amend("uid-1", "lane", amount=1)), Settled)
     for replayed in (False, True):
-        taken = await real.settle(Commit("uid-1", 1))
+        taken = await one(real, Commit("uid-1", 1))
         assert isinstance(taken, Settled)
         assert (taken.state, taken.committed, taken.replayed) == ("COMMITTED", 1, replayed)
-    again = await real.reserve(command)
+    again = await one(real, command)
     assert isinstance(again, Refused)
     assert again.reason == "RESERVATION_COMMITTED"
 
 
 async def test_a_real_wallets_refusals(real: WalletClient) -> None:
     """Each item has its own answer: too dear, another content under a known key, blocked before it was used."""
-    assert isinstance(await real.settle(Release("blocked")), Settled)
+    assert isinstance(await one(real, Release("blocked")), Settled)
     answers = await real.reserve_many(
         [
             Reserve("uid-1", "alice", "alice", 8, HOUR_US),
