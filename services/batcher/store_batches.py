@@ -216,15 +216,17 @@ class BatchStore(Stored):
 
     async def apply(self, batch_id: str, results: Sequence[Result], limits: Limits, lease: Lease) -> list[Change]:
         """Writes up to 1,000 results of a batch; those of attempts that are over are dropped: the answer is shorter."""
-        by_uid = {result.uid: result for result in results}
+        by_attempt = _one_of_each(results)
         async with self.database.transaction() as tx:
             await check(tx, lease)
             now_us = await tx.now_us()
-            locked = await lock_jobs(tx, by_uid)
+            locked = await lock_jobs(tx, {result.uid for result in results})
             changes = [
                 change
                 for job in locked
-                if job.batch_id == batch_id and (change := _apply(job, by_uid[job.uid], limits, now_us))
+                if job.batch_id == batch_id
+                and (result := by_attempt.get((job.uid, job.attempt)))
+                and (change := _apply(job, result, limits, now_us))
             ]
             written, _ = await write(tx, now_us, changes)
         self._wake()
@@ -265,6 +267,16 @@ def _leave(job: Job, lost: Mapping[str, Failure], now_us: int) -> Change | None:
     if job.cancel_requested or now_us >= job.deadline_us or job.uid in lost:
         return jobs.leave(job, job.attempt, lost.get(job.uid, jobs.DEADLINE), now_us)
     return None
+
+
+def _one_of_each(results: Sequence[Result]) -> dict[tuple[str, int], Result]:
+    """One result of each attempt, the first: but an answer was paid for, so that no loss takes its place."""
+    chosen: dict[tuple[str, int], Result] = {}
+    for result in results:
+        first = chosen.setdefault((result.uid, result.attempt), result)
+        if isinstance(result.outcome, Answer) and not isinstance(first.outcome, Answer):
+            chosen[result.uid, result.attempt] = result
+    return chosen
 
 
 def _apply(job: Job, result: Result, limits: Limits, now_us: int) -> Change | None:

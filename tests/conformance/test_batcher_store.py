@@ -187,6 +187,22 @@ async def test_results_count_once_and_only_for_the_attempt_that_runs(stores):
     assert await stores.batches.close(batch.batch_id, stores.lease)
 
 
+async def test_an_answer_stands_whatever_other_lines_name_its_job(stores):
+    batch, (doubled, stale) = await running(stores, "a", "b")
+    refused = Loss(BROKEN, retryable=False)
+    results = [
+        Result(doubled.uid, 1, refused),
+        Result(doubled.uid, 1, ANSWER),
+        Result(doubled.uid, 1, refused),
+        Result(stale.uid, 1, ANSWER),
+        Result(stale.uid, 7, refused),
+    ]
+    await stores.batches.apply(batch.batch_id, results, LIMITS, stores.lease)
+
+    views = [await stores.jobs.view("alice", job_id) for job_id in ("a", "b")]
+    assert [(view.job.state, view.answer) for view in views] == [(State.SUCCEEDED, ANSWER)] * 2
+
+
 async def test_a_batch_stays_open_until_its_last_member_has_an_outcome(stores):
     batch, _ = await running(stores, "a", "b")
 
