@@ -32,6 +32,7 @@ EXPIRES_SECONDS_MAX = 30 * 24 * 3600
 BUSY_SECONDS = 10.0
 BUSY_SECONDS_MAX = 3600.0
 MESSAGE_CHARS_MAX = 512
+LINES_MAX = 2**31 - 1
 
 # Raised before the request has left us, so that nothing can have been done.
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
@@ -273,6 +274,7 @@ def _batch(shown: object) -> ProviderBatch:
         raise ProviderDoubt("the answer is no batch")
     counts = shown.request_counts
     listed = (shown.errors.data if shown.errors else None) or []
+    failures = [batch_file.read_failure(None, {"code": e.code, "message": e.message}) for e in listed]
     return ProviderBatch(
         id=shown.id,
         status=shown.status,
@@ -280,15 +282,18 @@ def _batch(shown: object) -> ProviderBatch:
         # An id that is an empty string means none, as null does.
         output_file_id=shown.output_file_id or None,
         error_file_id=shown.error_file_id or None,
-        total=counts.total if counts else 0,
-        completed=counts.completed if counts else 0,
-        failed=counts.failed if counts else 0,
+        total=_lines(counts.total) if counts else 0,
+        completed=_lines(counts.completed) if counts else 0,
+        failed=_lines(counts.failed) if counts else 0,
         metadata=dict(shown.metadata or {}),
         created_at=shown.created_at,
-        errors=[(error.code or "provider_error", _error_message(error.line, error.message)) for error in listed],
+        errors=[
+            (failure.code, failure.message if error.line is None else f"line {error.line}: {failure.message}")
+            for failure, error in zip(failures, listed, strict=True)
+        ],
     )
 
 
-def _error_message(line: int | None, message: str | None) -> str:
-    said = (message or "The provider gave no reason.")[:MESSAGE_CHARS_MAX]
-    return said if line is None else f"line {line}: {said}"
+def _lines(count: object) -> int:
+    """A count of lines, of which some providers say null, or less than none while lines are tried again."""
+    return count if isinstance(count, int) and 0 <= count <= LINES_MAX else 0

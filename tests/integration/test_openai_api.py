@@ -373,6 +373,18 @@ async def test_an_empty_file_id_means_none(faulty: Faulty) -> None:
     assert batch.errors == [("provider_error", "The provider gave no reason.")]
 
 
+async def test_words_and_counts_of_a_batch_are_made_fit_for_every_store(faulty: Faulty) -> None:
+    """Texts come without NUL and halves of characters, and counts that are none of lines come as 0."""
+    faulty.faults.text(
+        '{"id": "batch_1", "object": "batch", "status": "failed", "input_file_id": "file-1", "created_at": 5,'
+        ' "request_counts": {"total": null, "completed": -1, "failed": 99999999999},'
+        ' "errors": {"data": [{"code": "a\\u0000b", "message": "cut \\ud83d", "line": 7}, {"code": 17}]}}'
+    )
+    batch = await faulty.api.retrieve("batch_1")
+    assert (batch.total, batch.completed, batch.failed) == (0, 0, 0)
+    assert batch.errors == [("a\ufffdb", "line 7: cut ?"), ("17", "The provider gave no reason.")]
+
+
 async def test_every_error_is_one_of_four(faulty: Faulty, tmp_path: Path) -> None:
     """Each call of the adapter names its errors; none of the client's own gets through."""
     path = tmp_path / "input.jsonl"
