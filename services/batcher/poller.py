@@ -24,6 +24,7 @@ from services.chassis import logs
 from services.chassis.leases import Lease
 
 BATCHES_AT_ONCE = 8
+PARTS = ("output", "error")
 DAY_US = 24 * 3600 * 1_000_000
 MISSING_LINE = Failure("missing_line", "The provider's files hold no line for the job.")
 LATE_LINES = Counter("batcher_late_lines", "Lines of attempts that were over, or of nobody, and dropped.")
@@ -125,19 +126,33 @@ class Poller:
             _log.info("batch_cancelling", batch=batch_id)
 
     async def _ingest(self, batch: Batch, found: ProviderBatch, lease: Lease, now_us: int) -> None:
+        lines = await self._apply_files(batch, found, lease, now_us)
         if found.status == "failed":
             await self._lose(batch, _verdict_of(found, now_us + self._limits.wait_us), lease)
         else:
-            lines = 0
-            for part, file_id in (("output", batch.output_file_id), ("error", batch.error_file_id)):
-                if file_id:
-                    lines += await self._apply_file(batch, part, file_id, lease, now_us)
             if not batches.is_complete(_counts(found), lines):
+                await self._forget_files(batch)
                 raise ProviderError(f"the files of {batch.batch_id} hold {lines} lines, fewer than were counted")
             await self._lose(batch, Loss(MISSING_LINE, retryable=True), lease)
         await self._store.close(batch.batch_id, lease)
         self._ended()
         _log.info("batch_closed", batch=batch.batch_id, provider_state=found.status)
+
+    async def _apply_files(self, batch: Batch, found: ProviderBatch, lease: Lease, now_us: int) -> int:
+        """Keeps and applies the files that the batch has, of which some may have come after its end was seen; gives how
+        many lines there were.
+        """
+        lines = 0
+        file_ids = (found.output_file_id or batch.output_file_id, found.error_file_id or batch.error_file_id)
+        for part, file_id in zip(PARTS, file_ids, strict=True):
+            if file_id:
+                lines += await self._apply_file(batch, part, file_id, lease, now_us)
+        return lines
+
+    async def _forget_files(self, batch: Batch) -> None:
+        """What was read too early, or broke off unnoticed, is fetched from the provider anew."""
+        for part in PARTS:
+            await self._objects.delete(batch_key(batch.batch_id, batch.submission, part))
 
     async def _lose(self, batch: Batch, loss: Loss, lease: Lease) -> None:
         while await self._store.lose_members(batch.batch_id, loss, self._limits.job, lease):

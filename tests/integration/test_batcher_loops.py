@@ -241,6 +241,59 @@ async def test_files_that_are_shorter_than_the_counts_are_read_again(sandbox):
     assert (job.state, job.attempt) == (SUCCEEDED, 1)
 
 
+async def test_a_file_that_broke_off_unnoticed_is_fetched_again(sandbox):
+    async def cut(request, handle):
+        response = await handle()
+        if request.path.endswith("/content"):
+            sandbox.provider.fault = None
+            return web.Response(body=b"")
+        return response
+
+    sandbox.provider.fault = cut
+    async with sandbox.batcher() as client:
+        await submitted(client, "cat-1")
+        job = await client.ended("cat-1")
+
+    assert (job.state, job.attempt) == (SUCCEEDED, 1)
+
+
+async def test_a_file_that_is_named_only_after_the_end_of_its_batch_is_read(sandbox):
+    async def unnamed(request, handle):
+        response = await handle()
+        if is_retrieve(request):
+            shown = json.loads(response.body)
+            if shown["status"] == "completed":
+                sandbox.provider.fault = None
+                return web.json_response(shown | {"output_file_id": None})
+        return response
+
+    sandbox.provider.fault = unnamed
+    async with sandbox.batcher() as client:
+        await submitted(client, "cat-1")
+        job = await client.ended("cat-1")
+
+    assert (job.state, job.attempt) == (SUCCEEDED, 1)
+
+
+async def test_what_a_failed_batch_has_answered_counts(sandbox):
+    async def failing(request, handle):
+        response = await handle()
+        if is_retrieve(request):
+            shown = json.loads(response.body)
+            if shown["status"] == "completed":
+                error = {"code": "server_error", "message": "It broke.", "line": None}
+                return web.json_response(shown | {"status": "failed", "errors": {"data": [error]}})
+        return response
+
+    sandbox.provider.fault = failing
+    async with sandbox.batcher() as client:
+        await submitted(client, "cat-1")
+        job = await client.ended("cat-1")
+
+    assert (job.state, job.attempt) == (SUCCEEDED, 1)
+    assert await sandbox.wallet.balance("alice") == (9, 0)
+
+
 async def test_jobs_wait_for_a_wallet_that_does_not_answer_and_go_on_with_it(sandbox):
     wallet = sandbox.settings["wallet_address"]
     async with sandbox.batcher(wallet_address="127.0.0.1:1", admission_wait_seconds=0.2) as client:
