@@ -19,7 +19,7 @@ import asyncpg
 from sandbox.stack import Stack
 from services.chassis import journal
 from services.wallet.journal_entry import Account, Reservation, ReservationState, State, apply
-from services.wallet.store import entry_of
+from services.wallet.store_rows import entry_of
 from tests.acceptance.stacks import books, database_urls
 
 Row = dict[str, Any]

@@ -40,6 +40,9 @@ QUICK: Final = {
     "BATCHER_SUBMIT_RETRY_SECONDS": "0.5",
     "BATCHER_LEASE_SECONDS": "2",
     "BATCHER_INSTANT_TIMEOUT_SECONDS": "1",
+    # Two ports fewer that somebody else may take while a killed service is down.
+    "BATCHER_METRICS_ADDRESS": "off",
+    "WALLET_METRICS_ADDRESS": "off",
 }
 
 
@@ -88,7 +91,9 @@ class Customer:
 
     async def tokens(self) -> tuple[int, int]:
         """Balance and held part."""
-        answer = await self.wallet.GetAccount(wallet_pb2.GetAccountRequest(account_id=self.account_id))
+        request = wallet_pb2.GetAccountRequest(account_id=self.account_id)
+        # The wallet may have just come back, and the channel not have noticed.
+        answer = await self.wallet.GetAccount(request, wait_for_ready=True, timeout=PATIENCE_SECONDS)
         return answer.account.tokens.balance, answer.account.tokens.held
 
     async def upload(self, image: bytes | Path) -> str:
