@@ -11,7 +11,7 @@ import grpc
 from punchcard.batcher.v1 import batcher_pb2, batcher_pb2_grpc
 from services.batcher import errors, grpc_messages
 from services.batcher.grpc_submissions import Submissions
-from services.batcher.grpc_uploads import Uploads
+from services.batcher.grpc_uploads import Received, Uploads, read_out
 from services.batcher.grpc_watch import Watches
 from services.batcher.job import Job, Lane
 from services.batcher.progress import waiting_for
@@ -100,6 +100,15 @@ class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
         self, request_iterator: AsyncIterator[batcher_pb2.UploadImageRequest], context: Any
     ) -> batcher_pb2.UploadImageResponse:
         parts = aiter(request_iterator)
+        try:
+            received = await self._received(parts)
+        except (InvalidField, errors.BatcherError):
+            await read_out(parts)
+            raise
+        image, replayed = await self._shield(self._uploads.store(received.account_id, received.data, received.sha256))
+        return batcher_pb2.UploadImageResponse(image=grpc_messages.image_message(image), replayed=replayed)
+
+    async def _received(self, parts: AsyncIterator[batcher_pb2.UploadImageRequest]) -> Received:
         first = await anext(parts, batcher_pb2.UploadImageRequest())
         checks = Checks()
         if first.WhichOneof("part") != "spec":
@@ -108,9 +117,7 @@ class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
             checks.id("spec.account_id", first.spec.account_id)
         checks.done()
         _check_account(first.spec.account_id)
-        received = await self._uploads.receive(first.spec, parts)
-        image, replayed = await self._shield(self._uploads.store(received.account_id, received.data, received.sha256))
-        return batcher_pb2.UploadImageResponse(image=grpc_messages.image_message(image), replayed=replayed)
+        return await self._uploads.receive(first.spec, parts)
 
     async def SubmitJob(self, request: batcher_pb2.SubmitJobRequest, context: Any) -> batcher_pb2.SubmitJobResponse:
         asked = grpc_messages.asked_of(request, "", inline_allowed=True)

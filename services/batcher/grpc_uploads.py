@@ -1,6 +1,7 @@
 """Images on their way in: received in order, checked in a thread, stored under the hash of the bytes as sent."""
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator
@@ -20,12 +21,30 @@ UPLOADS_MAX: Final = 64
 """Uploads at once; each may hold a whole image in memory."""
 
 
+READ_OUT_BYTES_MAX: Final = 32 * 1024 * 1024
+READ_OUT_SECONDS: Final = 5.0
+
+
 class Received(NamedTuple):
     """An upload that is complete."""
 
     account_id: str
     sha256: str
     data: bytes
+
+
+async def read_out(parts: AsyncIterator[batcher_pb2.UploadImageRequest]) -> None:
+    """Reads what a refused client is still sending, and forgets it.
+
+    A client whose write fails reports that, and may never look at the refusal that caused it.
+    """
+    left_bytes = READ_OUT_BYTES_MAX
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(READ_OUT_SECONDS):
+            async for part in parts:
+                left_bytes -= part.ByteSize()
+                if left_bytes <= 0:
+                    return
 
 
 class Uploads:
