@@ -69,7 +69,6 @@ async def bench(tmp_path) -> AsyncIterator[Bench]:
         token_file = tmp_path / "token"
         token_file.write_text(token("batcher", EVERY_SCOPE, audience="punchcard.wallet"))
         client = WalletClient(f"127.0.0.1:{port}", token_file, 10)
-        client.start()
         admitter = Admitter(stores.jobs, client, Listeners(lambda _: None, lambda: None), HOUR_US)
         admitter.start()
         yield Bench(stores, wallet, client, admitter, Settler(stores.jobs, client))
