@@ -42,12 +42,16 @@ class InputFiles:
         """The path of the batch's file. Raises Unbuildable once every member was looked at."""
         path = self._folder / f"{batch_id}-{attempt}.jsonl"
         missing: list[Job] = []
-        with await asyncio.to_thread(path.open, "wb") as file:
-            async for members in self._groups(batch_id):
-                missing += await self._write(members, file)
-        if missing:
-            await asyncio.to_thread(path.unlink)
-            raise Unbuildable(missing, IMAGE_MISSING)
+        try:
+            with await asyncio.to_thread(path.open, "wb") as file:
+                async for members in self._groups(batch_id):
+                    missing += await self._write(members, file)
+            if missing:
+                raise Unbuildable(missing, IMAGE_MISSING)
+        except BaseException:
+            # The next attempt builds under another name: an outage would fill the disk with halves.
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+            raise
         return path
 
     async def _groups(self, batch_id: str) -> AsyncIterator[list[Member]]:

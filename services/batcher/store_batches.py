@@ -109,7 +109,7 @@ class BatchStore(Stored):
         return None if row is None else submission_of(row)
 
     async def submissions_since(self, since_us: int) -> int:
-        """How many submissions were opened since then."""
+        """How many submissions opened since then have tried to create a batch, or may yet do so."""
         async with self.database.reading() as tx:
             row = await tx.row("submissions_count", since_us=since_us)
         return int(row[0]) if row else 0

@@ -240,7 +240,8 @@ class Submitter:
             await self._provider.delete_file(submission.input_file_id)
             await self._store.record(submission._replace(doubt_time_us=now_us), lease)
         elif step is Step.ABANDON:
-            await self._store.abandon(submission, now_us, lease)
+            # Whatever broke the upload off may take a while: each try costs a submission and a file's transfer.
+            await self._store.abandon(submission, now_us + self._limits.retry_us, lease)
             _log.info("submission_abandoned", batch=batch.batch_id, attempt=submission.attempt)
 
     async def _found(self, submission: Submission, lease: Lease, now_us: int) -> bool:

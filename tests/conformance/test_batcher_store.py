@@ -154,6 +154,18 @@ async def test_an_abandoned_submission_lets_the_cancelled_leave_and_the_next_one
     assert [m.job.uid async for m in stores.batches.members(batch.batch_id)] == [queued[1].uid]
 
 
+async def test_submissions_that_never_came_to_a_create_cost_nothing_of_the_hour(stores):
+    batch, _ = await planned(stores, "a")
+    first = await stores.batches.freeze(batch.batch_id, {}, new_uid(), "org", stores.lease)
+    opened = await stores.batches.submissions_since(0)
+    await stores.batches.abandon(first, 0, stores.lease)
+    abandoned = await stores.batches.submissions_since(0)
+    second = await stores.batches.freeze(batch.batch_id, {}, new_uid(), "org", stores.lease)
+    await stores.batches.abandon(second._replace(input_file_id="file-2"), 0, stores.lease)
+
+    assert (opened, abandoned, await stores.batches.submissions_since(0)) == (1, 0, 1)
+
+
 async def test_a_batch_that_everybody_leaves_is_closed(stores):
     batch, queued = await planned(stores, "a")
     lost = {queued[0].uid: BROKEN}

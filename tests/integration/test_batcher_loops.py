@@ -13,6 +13,8 @@ from aiohttp import web
 from punchcard.batcher.v1 import batcher_pb2
 from punchcard.wallet.v1 import wallet_pb2
 from sandbox.openai_twin.batch_worker import Pace
+from services.batcher.object_store import ObjectStore
+from services.chassis.errors import StoreUnavailable
 from tests.batchers import picture, sandbox_in, until
 
 SUCCEEDED = batcher_pb2.JOB_STATE_SUCCEEDED
@@ -150,6 +152,50 @@ async def test_an_upload_whose_answer_is_lost_costs_only_a_file(sandbox):
         job = await client.ended("cat-1")
 
     assert (job.state, len(sandbox.provider.bought())) == (SUCCEEDED, 1)
+
+
+async def test_a_batch_whose_file_can_not_be_sent_is_not_tried_again_at_once(sandbox):
+    """Each try costs a submission and the transfer of a file, so that the next one waits for its time."""
+    tries = []
+
+    async def failing(request, handle):
+        if request.method == "POST" and request.path == "/v1/files":
+            tries.append(request)
+            return broken()
+        return await handle()
+
+    sandbox.provider.fault = failing
+    async with sandbox.batcher(submit_retry_seconds=3600.0) as client:
+        await submitted(client, "cat-1")
+        await until(lambda: waits(client, "cat-1", "the provider to take its batch, again at "))
+
+    assert len(tries) == 1
+    assert not list((sandbox.folder / "work").iterdir())
+
+
+async def test_an_outage_of_the_images_leaves_no_halves_of_files(sandbox, monkeypatch):
+    broken_off = asyncio.Event()
+
+    async def unavailable(_self, _key):
+        broken_off.set()
+        raise StoreUnavailable("object store: out")
+
+    async with sandbox.batcher() as client:
+        with monkeypatch.context() as outage:
+            outage.setattr(ObjectStore, "get", unavailable)
+            await submitted(client, "cat-1")
+            async with asyncio.timeout(30):
+                await broken_off.wait()
+            await until(lambda: waits(client, "cat-1", "the provider to take its batch, again at "))
+            left = list((sandbox.folder / "work").iterdir())
+        job = await client.ended("cat-1")
+
+    assert left == []
+    assert job.state == SUCCEEDED
+
+
+async def waits(client, job_id, reason):
+    return (await client.get(job_id)).waiting_for.startswith(reason)
 
 
 async def test_a_provider_that_is_busy_is_asked_again_when_it_said(sandbox):

@@ -258,7 +258,8 @@ UPDATE submissions SET
 WHERE batch_id = :batch_id AND attempt = :attempt AND state = 'OPEN';
 
 -- name: submissions_count(since_us)^
-SELECT count(*) AS submissions FROM submissions WHERE create_time_us > :since_us;
+SELECT count(*) AS submissions FROM submissions
+WHERE create_time_us > :since_us AND (input_file_id <> '' OR state = 'OPEN');
 
 -- name: submissions_doubted(since_us)
 SELECT batch_id, attempt, intent_id, provider_identity, input_file_id, provider_batch_id, state, create_time_us,
