@@ -115,6 +115,7 @@ class Parts:
         return [
             self.tail,
             self.settle,
+            Loop("instant_leases", self.instant.keep, self.settings.instant_timeout_seconds / 2),
             self._leased("submitter", lambda lease: self.submitter.step(lease, now_us()), QUICK_SECONDS),
             self._leased("poller", lambda lease: poller.step(lease, now_us()), settings.poll_seconds),
             self._leased("renewer", lambda lease: renewer.step(lease, now_us()), RENEW_SECONDS),
@@ -205,7 +206,7 @@ def _provider(settings: BatcherSettings) -> OpenAIApi:
 
 
 def _instant_limits(settings: BatcherSettings) -> InstantLimits:
-    """An instant try is left to its process for as long as its call may take, and its wait for a worker."""
+    """An instant try is left to its process for four times the pause in which that tells that it lives."""
     job_limits = settings.job_limits()._replace(attempts_max=min(INSTANT_ATTEMPTS_MAX, settings.attempts_max))
     lease_us = _us(2 * settings.instant_timeout_seconds)
     return InstantLimits(settings.instant_concurrency, settings.instant_timeout_seconds, lease_us, job_limits)

@@ -1,8 +1,9 @@
 """Answers instant jobs at once: an attempt that is written down already, one call, its outcome written down.
 
 A call that ends in doubt may have been paid for, and is tried once more at most: the provider may be paid twice, the
-user never. An answer of an attempt that is over is dropped and counted. What a process leaves behind when it dies is
-found by its lease and tried again by another, or ended.
+user never. An answer of an attempt that is over is dropped and counted. A process keeps the leases of the attempts that
+it runs and of those that wait for a worker; what it leaves behind when it dies is found by them and tried again by
+another, or ended.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ _log = logs.get_logger(__name__)
 
 
 class InstantLimits(NamedTuple):
-    """How instant jobs are run. lease_us: longer than a call takes, queue included."""
+    """How instant jobs are run. lease_us: for how long a process keeps its attempts without a sign of life."""
 
     workers: int
     timeout_seconds: float
@@ -50,6 +51,7 @@ class InstantRunner:
         self._limits = limits
         self._ended = ended
         self._queue: asyncio.Queue[tuple[str, int]] = asyncio.Queue(QUEUE_JOBS_MAX)
+        self._mine: set[tuple[str, int]] = set()
         self._workers: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -66,13 +68,22 @@ class InstantRunner:
         """Takes attempts that were just begun; those beyond the queue's bound wait until their lease is over."""
         for job in running:
             if not self._queue.full():
+                self._mine.add((job.uid, job.attempt))
                 self._queue.put_nowait((job.uid, job.attempt))
 
+    async def keep(self) -> bool:
+        """Keeps the attempts of this process, however long they wait for a worker; there is never more to do."""
+        if self._mine:
+            await self._store.keep_attempts(self._mine, self._limits.lease_us)
+        return False
+
     async def sweep(self) -> bool:
-        """Tries attempts again whose process is gone; True if there may be more."""
-        uids = await self._store.orphans(ORPHANS_MAX)
+        """Tries attempts again whose process is gone, as many as may queue here; True if there may be more."""
+        room = min(ORPHANS_MAX, QUEUE_JOBS_MAX - self._queue.qsize())
+        uids = await self._store.orphans(room) if room else []
         for job in await self._store.read(uids):
-            if job.state is State.RUNNING and job.lane is Lane.INSTANT:
+            is_ours = (job.uid, job.attempt) in self._mine
+            if job.state is State.RUNNING and job.lane is Lane.INSTANT and not is_ours:
                 self._take(await self._lose(job.uid, job.attempt, Loss(CRASHED, retryable=True)))
         return len(uids) == ORPHANS_MAX
 
@@ -84,6 +95,8 @@ class InstantRunner:
             except Exception as error:
                 # The attempt stays open, and its lease brings it back: here nothing better can be done.
                 _log.exception("instant_attempt_failed", job=uid, attempt=attempt, error=type(error).__name__)
+            finally:
+                self._mine.discard((uid, attempt))
 
     async def _run(self, uid: str, attempt: int) -> None:
         view = await self._store.view_of(uid)

@@ -255,6 +255,11 @@ class Store(Stored):
             rows = await tx.rows("jobs_renewable", before_us=before_us, count=count)
         return [row[0] for row in rows]
 
+    async def keep_attempts(self, attempts: Iterable[tuple[str, int]], lease_us: int) -> None:
+        """Leaves instant attempts to this process for that long from now, those that are not over."""
+        async with self.database.transaction() as tx:
+            await tx.run("attempts_keep", keys=_keys(attempts), lease_time_us=await tx.now_us() + lease_us)
+
     async def orphans(self, count: int) -> list[str]:
         """Instant jobs whose attempt was begun by a process that is gone."""
         async with self.database.reading() as tx:
@@ -306,7 +311,7 @@ def _settlement(row: Row) -> Settlement:
     return Settlement(Action(row["action"]), row["amount"], SettlementState(row["state"]))
 
 
-def _keys(pairs: Iterable[tuple[str, str]]) -> str:
+def _keys(pairs: Iterable[tuple[str, str | int]]) -> str:
     return json.dumps(sorted(pairs))
 
 

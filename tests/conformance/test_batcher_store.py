@@ -292,6 +292,16 @@ async def test_an_instant_attempt_is_an_orphan_once_its_lease_is_over(stores):
     assert done.job.state is State.SUCCEEDED
 
 
+async def test_an_instant_attempt_that_is_kept_is_no_orphan(stores):
+    await stores.jobs.add_image(image())
+    submitted = await stores.jobs.submit([new_job(name, lane=Lane.INSTANT) for name in ("kept", "left")])
+    kept, left = [result.job.uid for result in submitted]
+    await stores.jobs.admit({kept: FAR_US, left: FAR_US}, 0)
+    await stores.jobs.keep_attempts([(kept, 1), (left, 2)], HOUR_US)
+
+    assert await stores.jobs.orphans(10) == [left]
+
+
 async def test_a_loop_that_has_lost_its_lease_writes_nothing(stores):
     batch, queued = await running(stores, "a")
     await stores.lease.release()

@@ -155,6 +155,10 @@ VALUES (:uid, :attempt, :batch_id, :start_time_us, 0, :lease_time_us, '');
 UPDATE attempts SET end_time_us = :end_time_us, outcome = :outcome
 WHERE uid = :uid AND attempt = :attempt AND outcome = '';
 
+-- name: attempts_keep(keys, lease_time_us)!
+UPDATE attempts SET lease_time_us = :lease_time_us
+WHERE outcome = '' AND (uid, attempt) IN (SELECT value ->> 0, (value ->> 1)::integer FROM jsonb_array_elements(:keys::jsonb));
+
 -- name: attempts_orphaned(now_us, count)
 SELECT uid FROM attempts
 WHERE batch_id = '' AND outcome = '' AND lease_time_us <= :now_us ORDER BY uid LIMIT :count::bigint;
