@@ -105,7 +105,7 @@ class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
         except (InvalidField, errors.BatcherError):
             await read_out(parts)
             raise
-        image, replayed = await self._shield(self._uploads.store(received.account_id, received.data, received.sha256))
+        image, replayed = await self._shield(self._uploads.keep(received))
         return batcher_pb2.UploadImageResponse(image=grpc_messages.image_message(image), replayed=replayed)
 
     async def _received(self, parts: AsyncIterator[batcher_pb2.UploadImageRequest]) -> Received:

@@ -79,6 +79,14 @@ class Uploads:
             checks.done()
         return Received(spec.account_id, spec.sha256, bytes(data))
 
+    async def keep(self, received: Received) -> tuple[Image, bool]:
+        """Stores a complete upload, as `store`: its bytes count among those at once until they are stored."""
+        self._uploads += 1
+        try:
+            return await self.store(received.account_id, received.data, received.sha256)
+        finally:
+            self._uploads -= 1
+
     async def store(self, account_id: str, data: bytes, expected_sha256: str = "") -> tuple[Image, bool]:
         """Checks and stores an image; gives its row and whether the account had it before. Raises ImageUnreadable,
         ImageTooLarge, ChecksumMismatch.

@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 from punchcard.batcher.v1 import batcher_pb2, error_reason_pb2
 from punchcard.wallet.v1 import wallet_pb2
 from services.batcher.grpc_api import ERRORS, SCOPES, SERVICE
+from services.batcher.object_store import ObjectStore
 from services.chassis.errors import CHASSIS_ROWS
 from tests.batchers import connected, picture, request_of, sandbox_in, until
 from tests.tokens import bearer
@@ -310,6 +311,29 @@ async def test_a_list_goes_through_all_jobs_newest_first(idle):
 
 async def first_page(client):
     return await client.call("ListJobs", batcher_pb2.ListJobsRequest(account_id="alice", page_size=2))
+
+
+async def test_an_upload_counts_until_it_is_stored(idle, monkeypatch):
+    """An image is held in memory until then, so that those which wait for a slow store are bounded too."""
+    monkeypatch.setattr("services.batcher.grpc_uploads.UPLOADS_MAX", 1)
+    storing, answering = asyncio.Event(), asyncio.Event()
+    put = ObjectStore.put
+
+    async def slow(store, *arguments):
+        storing.set()
+        await answering.wait()
+        await put(store, *arguments)
+
+    monkeypatch.setattr(ObjectStore, "put", slow)
+    first = asyncio.create_task(idle.upload(picture()))
+    async with asyncio.timeout(30):
+        await storing.wait()
+    code, reason, metadata = await refused(idle.upload(picture((0, 0, 0))))
+    answering.set()
+
+    assert (code, reason, metadata) == ("RESOURCE_EXHAUSTED", "SERVER_BUSY", {"limit": "1"})
+    assert not (await first).replayed
+    assert not (await idle.upload(picture((0, 0, 0)))).replayed
 
 
 async def test_an_upload_is_checked_from_its_first_message_to_its_last(idle):
