@@ -77,18 +77,22 @@ class Watches:
 
     async def _follow(self, subscription: Subscription, job: Job, principal: Principal) -> AsyncIterator[Response]:
         batch_id = job.batch_id
+        # A batch is watched once its job is in it: its rows may come behind later ones of the job, and twice.
+        told = progressed = 0
         while True:
             page = await self._next(subscription, principal)
             silent = True
             for row in page.rows:
-                if row.subject != job.uid and row.kind not in PROGRESS_KINDS:
+                if row.subject != job.uid and (row.kind not in PROGRESS_KINDS or row.revision <= progressed):
                     continue
                 silent = False
+                told = max(told, row.revision)
                 if row.subject != job.uid:
-                    yield self._message(row.revision, progress=_progress(row))
+                    progressed = row.revision
+                    yield self._message(told, progress=_progress(row))
                     continue
                 body = json.loads(row.body)
-                yield self._message(row.revision, change=await self._change(row, body))
+                yield self._message(told, change=await self._change(row, body))
                 if row.kind in SETTLED_KINDS:
                     return
                 now_in = body.get("batch_id", "")
@@ -98,7 +102,8 @@ class Watches:
                         subscription.add(now_in, row.revision)
                     batch_id = now_in
             if silent:
-                yield self._bookmark(page.revision)
+                told = max(told, page.revision)
+                yield self._bookmark(told)
 
     async def _next(self, subscription: Subscription, principal: Principal) -> Page:
         """The next rows, or none after a while; ends the watch when the token or the server does."""
