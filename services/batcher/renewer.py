@@ -36,6 +36,9 @@ class Renewer:
         extended = await extend_holds(self._wallet, open_jobs, duration_us, now_us)
         await self._store.renew(extended.expire_times_us, lease)
         await self._lose(open_jobs, extended.lost, now_us + duration_us, lease)
+        if extended.unanswered:
+            # Only now, so that one job without an answer does not let the holds of its neighbours run out.
+            raise extended.unanswered
         return len(uids) == HOLDS_MAX
 
     async def _lose(self, open_jobs: Sequence[Job], lost: dict[str, str], again_us: int, lease: Lease) -> None:

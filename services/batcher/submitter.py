@@ -170,6 +170,8 @@ class Submitter:
             duration_us = max(self._limits.window_us, *(job.hold_duration_us for job in page))
             extended = await extend_holds(self._wallet, page, duration_us, now_us)
             await self._store.renew(extended.expire_times_us, lease)
+            if extended.unanswered:
+                raise extended.unanswered
             lost |= dict.fromkeys(extended.lost, HOLD_LOST)
         return lost
 

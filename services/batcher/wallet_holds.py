@@ -11,25 +11,29 @@ STILL_HELD = frozenset({"AMEND_NOT_ALLOWED"})
 
 
 class Extended(NamedTuple):
-    """Until when holds last now, by uid, and the jobs whose hold is gone, with the wallet's reason."""
+    """Until when holds last now, by uid, the jobs whose hold is gone, with the wallet's reason, and why the wallet gave
+    no answer for those that are in neither.
+    """
 
     expire_times_us: dict[str, int]
     lost: dict[str, str]
+    unanswered: WalletUnavailable | None
 
 
 async def extend_holds(wallet: WalletClient, held: Sequence[Job], duration_us: int, now_us: int) -> Extended:
-    """Holds the tokens of at most 1,000 jobs for that long from now. Raises WalletUnavailable."""
+    """Holds the tokens of at most 1,000 jobs for that long from now. Raises WalletUnavailable when none is answered."""
     expire_time_us = now_us + duration_us
     answers = await wallet.settle_many(
         [Amend(job.uid, f"hold-{job.uid}-{expire_time_us}", hold_duration_us=duration_us) for job in held]
     )
-    for answer in answers:
-        if isinstance(answer, WalletUnavailable):
-            raise answer
-    extended = Extended({}, {})
+    expire_times_us: dict[str, int] = {}
+    lost: dict[str, str] = {}
+    unanswered: WalletUnavailable | None = None
     for job, answer in zip(held, answers, strict=True):
-        if isinstance(answer, Refused) and answer.reason not in STILL_HELD:
-            extended.lost[job.uid] = answer.reason
+        if isinstance(answer, WalletUnavailable):
+            unanswered = answer
+        elif isinstance(answer, Refused) and answer.reason not in STILL_HELD:
+            lost[job.uid] = answer.reason
         else:
-            extended.expire_times_us[job.uid] = expire_time_us
-    return extended
+            expire_times_us[job.uid] = expire_time_us
+    return Extended(expire_times_us, lost, unanswered)

@@ -14,7 +14,7 @@ from services.batcher.renewer import Renewer
 from services.batcher.settler import Settler
 from services.batcher.store import Submitted
 from services.batcher.store_batches import Loss, Result
-from services.batcher.wallet_client import WalletClient
+from services.batcher.wallet_client import WalletClient, WalletUnavailable
 from tests.batcher_jobs import HOUR_US, LIMITS, Stores, image, new_job, new_uid, opened_stores
 from tests.tokens import token
 from tests.wallets import EVERY_SCOPE, wallet_at
@@ -142,6 +142,25 @@ async def test_a_hold_that_nears_its_end_is_made_longer(bench):
     assert renewed.hold_expire_time_us == now_us + HOUR_US
     assert renewed.state is State.QUEUED
     assert await bench.wallet.balance("alice") == (10, 1)
+
+
+async def test_a_hold_of_which_the_wallet_says_nothing_keeps_no_other_from_being_made_longer(bench, monkeypatch):
+    silent, other = await bench.admitted("a"), await bench.admitted("b")
+    settle_many = bench.client.settle_many
+
+    async def without_one(commands):
+        answers = await settle_many(commands)
+        silence = WalletUnavailable("INTERNAL", "our mistake")
+        return [silence if c.reservation_id == silent.uid else a for c, a in zip(commands, answers, strict=True)]
+
+    monkeypatch.setattr(bench.client, "settle_many", without_one)
+    now_us = other.hold_expire_time_us
+    with pytest.raises(WalletUnavailable):
+        await Renewer(bench.stores.jobs, bench.client, margin_us=HOUR_US).step(bench.stores.lease, now_us)
+
+    jobs = {job.uid: job for job in await bench.stores.jobs.read([silent.uid, other.uid])}
+    assert jobs[silent.uid] == silent
+    assert jobs[other.uid].hold_expire_time_us == now_us + other.hold_duration_us
 
 
 async def test_a_queued_job_whose_hold_is_gone_ends_and_a_running_one_goes_on(bench):
