@@ -51,7 +51,8 @@ def plan(queue: Sequence[Waiting], cycle_due: bool, limits: Limits) -> list[Plan
     for job in queue:
         by_model.setdefault(job.model, []).append(job)
     batches: list[Planned] = []
-    for model, jobs in sorted(by_model.items()):
+    # The model that has waited longest comes first: the hour's last creates must not always go to the same one.
+    for model, jobs in sorted(by_model.items(), key=lambda of: (min(job.queue_time_us for job in of[1]), of[0])):
         left = limits.creates_left - len(batches)
         if left > 0:
             batches += _plan_model(model, jobs, cycle_due, limits._replace(creates_left=left))

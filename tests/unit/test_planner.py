@@ -33,6 +33,13 @@ def test_no_create_left_plans_nothing():
     assert plan(queue(20), True, LIMITS._replace(creates_left=0)) == []
 
 
+def test_the_last_create_goes_to_the_model_that_has_waited_longest():
+    young = [Waiting("young", "alice", "a", 10, 2)]
+    old = [Waiting("newest", "bob", "b", 10, 3), Waiting("oldest", "bob", "b", 10, 1)]
+
+    assert plan([*young, *old], True, LIMITS._replace(creates_left=1)) == [Planned("b", ("oldest", "newest"))]
+
+
 def test_bytes_cut_a_batch_too():
     batches = plan(queue(3, line_bytes=600), False, LIMITS)
 
