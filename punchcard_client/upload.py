@@ -28,8 +28,8 @@ async def upload_image(
     """Stores an image for an account; its content is the key, so that a second upload changes nothing.
 
     image: the bytes of a JPEG, PNG, WEBP or GIF, up to 20 MiB, or the path of one. An upload is too large for gRPC's
-    own retries, so it is sent again from here while the service is UNAVAILABLE, `tries_max` times in all. Raises
-    AioRpcError.
+    own retries, so it is sent again from here while the service is UNAVAILABLE or busy, `tries_max` times in all.
+    Raises AioRpcError.
     """
     content = image if isinstance(image, bytes) else await asyncio.to_thread(Path(image).read_bytes)
     spec = batcher_pb2.ImageSpec(
@@ -40,12 +40,19 @@ async def upload_image(
         try:
             answer = await stub.UploadImage(_parts(spec, content))
         except aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or tries_left == 0:
+            asked_seconds = retry_seconds_of(error)
+            if not _may_pass(error.code(), asked_seconds) or tries_left == 0:
                 raise
-            await asyncio.sleep(waits.failed(0.0, retry_seconds_of(error) or 0.0) or 0.0)
+            await asyncio.sleep(waits.failed(0.0, asked_seconds or 0.0) or 0.0)
         else:
             return answer.image
     raise ValueError("tries_max must be at least 1")
+
+
+def _may_pass(code: grpc.StatusCode, asked_seconds: float | None) -> bool:
+    """Whether the same upload may fare better later. A busy service says when; a message that is too large does not."""
+    busy = code is grpc.StatusCode.RESOURCE_EXHAUSTED and asked_seconds is not None
+    return busy or code is grpc.StatusCode.UNAVAILABLE
 
 
 async def _parts(spec: batcher_pb2.ImageSpec, content: bytes) -> AsyncIterator[batcher_pb2.UploadImageRequest]:

@@ -296,6 +296,19 @@ async def test_an_interrupted_upload_is_sent_again() -> None:
     assert servicer.uploads == [content]
 
 
+async def test_an_upload_that_a_busy_service_refused_is_sent_again() -> None:
+    """It says when; exhaustion without a time, as of a message that is too large, is for good."""
+    servicer = scripted()
+    async with serving(servicer) as (stub, _):
+        servicer.refuse_uploads = [Refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY", 0)]
+        await upload_image(stub, "alice", b"content")
+        servicer.refuse_uploads = [Refuse(grpc.StatusCode.RESOURCE_EXHAUSTED)]
+        with pytest.raises(aio.AioRpcError):
+            await upload_image(stub, "alice", b"content")
+
+    assert servicer.uploads == [b"content"]
+
+
 async def test_nobody_listening_has_no_reason() -> None:
     """An error that none of our services made is an error without details."""
     async with connect("127.0.0.1:1", "t") as channel:
