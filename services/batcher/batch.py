@@ -110,9 +110,9 @@ class Verdict(NamedTuple):
     failure: Failure
 
 
-WAITING_CODES = frozenset({"token_limit_exceeded"})
+WAITING_CODES = frozenset({"token_limit_exceeded", "insufficient_quota", "billing_hard_limit_reached"})
 """Codes of a failed batch that say "not now": the provider's queue of tokens is full, which it notices after the
-create.
+create, or our money there is spent, which no job is to blame for.
 """
 
 ENDED = frozenset({"completed", "expired", "cancelled", "failed"})

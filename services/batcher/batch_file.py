@@ -30,6 +30,8 @@ RETRYABLE_CODES = frozenset(
         "server_error",
         "internal_error",
         "rate_limit_exceeded",
+        # Our own money at the provider is spent, which it says with a status of 400 that no job is to blame for.
+        "billing_hard_limit_reached",
     }
 )
 

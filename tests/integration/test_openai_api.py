@@ -343,6 +343,7 @@ async def test_nobody_there_is_busy() -> None:
         (403, {"message": "No", "code": "unsupported_country"}, "unsupported_country", False),
         (409, {"message": "Conflict", "code": "conflict"}, "conflict", False),
         (429, {"message": "Pay first", "code": "insufficient_quota"}, "insufficient_quota", False),
+        (400, {"message": "Limit", "code": "billing_hard_limit_reached"}, "billing_hard_limit_reached", False),
     ],
 )
 async def test_a_definite_no_is_refused(faulty: Faulty, status: int, error: object, code: str, permanent: bool) -> None:

@@ -47,6 +47,7 @@ def test_lines_that_name_nobody_are_told_from_those_that_do():
     assert _results_in([b"garbage\n", line("not-ours"), b" \n"], NOW_US) == [None, None]
 
 
-def test_a_full_provider_gives_time_and_another_refusal_takes_the_chance():
-    assert _verdict_of(failed("token_limit_exceeded"), 50).not_before_us == 50
+def test_a_full_provider_or_an_empty_purse_gives_time_and_another_refusal_takes_the_chance():
+    for code in ("token_limit_exceeded", "insufficient_quota", "billing_hard_limit_reached"):
+        assert _verdict_of(failed(code), 50).not_before_us == 50
     assert _verdict_of(failed("model_not_found"), 50).retryable is False
