@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn
 import grpc
 
 from services.chassis import logs
-from services.chassis.auth import PUBLIC, Principal, Verifier, set_principal
+from services.chassis.auth import Principal, Verifier, set_principal
 from services.chassis.errors import (
     ErrorTable,
     InvalidField,
@@ -29,13 +29,12 @@ from services.chassis.errors import (
     ServerBusy,
     ServerDraining,
     StoreUnavailable,
-    TimedOut,
     TokenExpired,
     TokenMissing,
     Violation,
 )
 from services.chassis.fields import ID_PATTERN
-from services.chassis.metrics import MethodMetrics
+from services.chassis.traffic import Call, Method, TimeLimit, Traffic
 
 MESSAGE_CHARS_MAX: Final = 1_000
 
@@ -46,120 +45,6 @@ Codec = Callable[[Any], Any]
 _log = logs.get_logger(__name__)
 _request_prefix = secrets.token_hex(6)
 _request_numbers = itertools.count(1)
-
-
-class Traffic:
-    """The calls, streams and shielded tasks that run, and their bounds. Limits refuse; they never queue."""
-
-    def __init__(self, calls_max: int, streams_max: int) -> None:
-        self.calls_max: Final = calls_max
-        self.streams_max: Final = streams_max
-        self.draining: Final = asyncio.Event()
-        self.turned_away = 0
-        self.calls: Final[dict[asyncio.Task[Any], _Call]] = {}
-        self.streams: Final[dict[asyncio.Task[Any], asyncio.Timeout]] = {}
-        self.public_streams: Final[dict[asyncio.Task[Any], asyncio.Timeout]] = {}
-        self.shielded: Final[set[asyncio.Task[Any]]] = set()
-
-    def running(self) -> set[asyncio.Task[Any]]:
-        """Every task that a drain waits for."""
-        return self.calls.keys() | self.streams.keys() | self.public_streams.keys() | self.shielded
-
-    def end_streams(self) -> None:
-        """End the streams that go on although the server drains; clients see SERVER_DRAINING."""
-        _end_now(self.streams)
-
-    def end_public_streams(self) -> None:
-        """The same for health and reflection, which have nothing to lose."""
-        _end_now(self.public_streams)
-
-
-def _end_now(streams: Mapping[asyncio.Task[Any], asyncio.Timeout]) -> None:
-    now = asyncio.get_running_loop().time()
-    for timeout in streams.values():
-        if not timeout.expired():
-            timeout.reschedule(now)
-
-
-class _Method:
-    """A method's name, scope and metrics, bound once."""
-
-    def __init__(self, name: str, scope: str | None) -> None:
-        self.name: Final = name
-        self.scope: Final = scope
-        self.public: Final = scope == PUBLIC
-        self.metrics: Final = MethodMetrics.of(name)
-
-
-class _Call:
-    """One call as its log line will tell it."""
-
-    __slots__ = ("closing", "code", "fields", "level", "method", "out_of_time", "request_id", "started")
-
-    def __init__(self, method: _Method) -> None:
-        self.method = method
-        self.started = time.perf_counter()
-        self.code = "OK"
-        self.level = "info"
-        self.closing = False
-        self.out_of_time = False
-        self.request_id = ""
-        self.fields: dict[str, Any] = {"method": method.name}
-        method.metrics.in_flight += 1
-
-    def finish(self) -> None:
-        """Count the call and queue its line."""
-        seconds = time.perf_counter() - self.started
-        metrics = self.method.metrics
-        metrics.in_flight -= 1
-        metrics.observe(self.code, seconds)
-        # A copy, because a shielded task may outlive the call and still log with these fields.
-        logs.put({"level": self.level, "event": "rpc", **self.fields, "code": self.code, "seconds": round(seconds, 6)})
-
-
-class _TimeLimit:
-    """Cancels unary calls that take too long.
-
-    All have the same limit, so the one that began first is the next to reach it, and a single timer serves all: a timer
-    for each call costs more than everything else that the chain does with it.
-    """
-
-    def __init__(self, calls: Mapping[asyncio.Task[Any], _Call], seconds: float) -> None:
-        self._calls = calls
-        self._seconds = seconds
-        self._armed = False
-
-    def watch(self) -> None:
-        """Have an eye on the calls that run."""
-        if not self._armed:
-            self._arm()
-
-    def _arm(self) -> None:
-        first = next((call for call in self._calls.values() if not call.closing), None)
-        self._armed = first is not None
-        if first is not None:
-            left_seconds = first.started + self._seconds - time.perf_counter()
-            asyncio.get_running_loop().call_later(max(left_seconds, 0.0), self._strike)
-
-    def _strike(self) -> None:
-        too_old = time.perf_counter() - self._seconds
-        for task, call in self._calls.items():
-            if call.started > too_old:
-                break
-            if not call.closing:
-                call.closing = call.out_of_time = True
-                task.cancel()
-        self._arm()
-
-    def judge(self, call: _Call, task: asyncio.Task[Any], error: BaseException) -> BaseException:
-        """TimedOut in place of the cancellation that was ours alone; any other error as it is.
-
-        From here on the call is closing: a cancellation while its status is sent would leave the client without one.
-        """
-        call.closing = True
-        if call.out_of_time and task.uncancel() == 0 and isinstance(error, asyncio.CancelledError):
-            return TimedOut(self._seconds)
-        return error
 
 
 class Chain:
@@ -181,12 +66,12 @@ class Chain:
         self._scopes = scopes
         self._verifier = verifier
         self._traffic = traffic
-        self._time_limit = _TimeLimit(traffic.calls, request_timeout_seconds)
+        self._time_limit = TimeLimit(traffic.calls, request_timeout_seconds)
         self._everybody = Principal("anyone", frozenset({*scopes.values(), "act_for:*"}), float("inf"))
 
     def wrap(self, name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         """The handler of the method `name` ("/package.Service/Method") inside the chain."""
-        method = _Method(name, self._scopes.get(name))
+        method = Method(name, self._scopes.get(name))
         decode, encode = _decoder(handler.request_deserializer), handler.response_serializer or _unchanged
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
@@ -202,11 +87,11 @@ class Chain:
             )
         return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary, decode, encode), None, None)
 
-    def _unary(self, method: _Method, behavior: Any, decode: Codec, encode: Codec) -> Behavior:
+    def _unary(self, method: Method, behavior: Any, decode: Codec, encode: Codec) -> Behavior:
         calls, calls_max, watch = self._traffic.calls, self._traffic.calls_max, self._time_limit.watch
 
         async def call_unary(raw: bytes, context: Context) -> bytes:
-            call = _Call(method)
+            call = Call(method)
             task = asyncio.current_task()
             assert task is not None
             try:
@@ -225,9 +110,9 @@ class Chain:
 
         return call_unary
 
-    def _in_stream(self, method: _Method, behavior: Any, encode: Codec) -> Behavior:
+    def _in_stream(self, method: Method, behavior: Any, encode: Codec) -> Behavior:
         async def call_in_stream(requests: AsyncIterator[Any], context: Context) -> bytes:
-            call = _Call(method)
+            call = Call(method)
             try:
                 async with self._stream(call, context):
                     encoded: bytes = encode(await behavior(requests, context))
@@ -239,9 +124,9 @@ class Chain:
 
         return call_in_stream
 
-    def _out_stream(self, method: _Method, behavior: Behavior, decode: Codec, encode: Codec) -> Behavior:
+    def _out_stream(self, method: Method, behavior: Behavior, decode: Codec, encode: Codec) -> Behavior:
         async def call_out_stream(request: Any, context: Context) -> None:
-            call = _Call(method)
+            call = Call(method)
             sent = 0
             try:
                 # Writing here, and not by `yield`, keeps the write inside the time limit of the stream: a limit that
@@ -261,7 +146,7 @@ class Chain:
 
         return call_out_stream
 
-    def _admit(self, call: _Call, context: Context) -> Principal | None:
+    def _admit(self, call: Call, context: Context) -> Principal | None:
         """Request id, principal, scope, and whether we still take calls. None is the caller of a public method."""
         method = call.method
         authorization = ""
@@ -293,7 +178,7 @@ class Chain:
         return self._verifier.verify(authorization[7:].strip(), time.time())
 
     @contextlib.asynccontextmanager
-    async def _stream(self, call: _Call, context: Context) -> AsyncIterator[None]:
+    async def _stream(self, call: Call, context: Context) -> AsyncIterator[None]:
         """Admit a stream and end it when its token ends or the server can wait no longer."""
         principal = self._admit(call, context)
         traffic = self._traffic
@@ -318,7 +203,7 @@ class Chain:
         finally:
             streams.pop(task, None)
 
-    async def _refuse(self, call: _Call, error: BaseException, context: Context) -> NoReturn:
+    async def _refuse(self, call: Call, error: BaseException, context: Context) -> NoReturn:
         """End the call with a status of our table; the client's own cancellation and aborts pass."""
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError):
@@ -335,7 +220,7 @@ class Chain:
         _tell(call, outcome, error)
         await context.abort(outcome.code, outcome.message[:MESSAGE_CHARS_MAX], self._trailers(call, outcome))
 
-    def _trailers(self, call: _Call, outcome: Outcome) -> tuple[tuple[str, str | bytes], ...]:
+    def _trailers(self, call: Call, outcome: Outcome) -> tuple[tuple[str, str | bytes], ...]:
         details = self._table.status(outcome).SerializeToString()
         trailers: tuple[tuple[str, str | bytes], ...] = (
             ("grpc-status-details-bin", details),
@@ -347,7 +232,7 @@ class Chain:
         return (*trailers, ("grpc-retry-pushback-ms", str(int(outcome.retry_seconds * 1000))))
 
 
-def _tell(call: _Call, outcome: Outcome, error: BaseException) -> None:
+def _tell(call: Call, outcome: Outcome, error: BaseException) -> None:
     """Put the outcome on the call's line; what we hide from the client gets a line of its own."""
     call.code = outcome.code.name
     call.fields["reason"] = outcome.reason

@@ -16,9 +16,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from services.chassis import logs
 from services.chassis.auth import PUBLIC, Verifier
 from services.chassis.errors import ErrorTable
-from services.chassis.interceptors import Chain, Context, Traffic
+from services.chassis.interceptors import Chain, Context
 from services.chassis.metrics import MetricsPage
 from services.chassis.settings import ServerSettings
+from services.chassis.traffic import Traffic
 
 HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 REFLECTION_V1ALPHA: Final = reflection.SERVICE_NAME
