@@ -99,6 +99,8 @@ class Watcher:
         self.subscription.close()
         for revisions in self.got.values():
             revisions[:] = [revision for revision in revisions if revision <= self.revision]
+        # A token may lie behind the snapshot of a subject that was added: then what that one held comes again too.
+        self.since = {subject: min(since, self.revision) for subject, since in self.since.items()}
         self.subscription = await self.tailer.subscribe(self.got, self.revision)
 
     def check(self, rows: Sequence[Row]) -> None:
