@@ -218,15 +218,18 @@ async def test_a_task_cancelled_within_a_transaction_leaves_it_undone_and_the_do
             assert await tx.rows("coins") == []
 
 
-async def insert_and_wait(database: Database) -> None:
+async def insert_and_wait(database: Database, inserted: asyncio.Event | None = None) -> None:
     async with database.transaction() as tx:
         await tx.run_many("insert_coin", [(f"coin-{n}", n) for n in range(100)])
+        if inserted is not None:
+            inserted.set()
         await asyncio.Event().wait()
 
 
 async def test_a_task_cancelled_twice_still_gives_its_connection_back_clean(database: Database):
-    task = asyncio.create_task(insert_and_wait(database))
-    await asyncio.sleep(0.01)
+    inserted = asyncio.Event()
+    task = asyncio.create_task(insert_and_wait(database, inserted))
+    await inserted.wait()
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()
