@@ -27,6 +27,8 @@ SERVICE: Final = "punchcard.batcher.v1.BatcherService"
 ITEMS_MAX: Final = 1_000
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1_000
+PAGE_BYTES_MAX: Final = 3 * 1024 * 1024
+"""A client refuses messages of more than 4 MiB, unless it was told otherwise; a job's prompt alone may have 32 KiB."""
 
 SCOPES: Final[Mapping[str, str]] = {
     f"/{SERVICE}/UploadImage": "image.upload",
@@ -155,10 +157,11 @@ class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
         before_uid = _page_uid(request.page_token, account_id, state) if request.page_token else ""
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
         views = await self._store.views(account_id, state, before_uid, size + 1)
-        more = len(views) > size
+        jobs = [await self._message(view, with_text=False) for view in views[:size]]
+        fitting = _fitting(jobs)
+        more = len(fitting) < len(views)
         return batcher_pb2.ListJobsResponse(
-            jobs=[await self._message(view, with_text=False) for view in views[:size]],
-            next_page_token=_page_token(account_id, state, views[size - 1].job.uid) if more else "",
+            jobs=fitting, next_page_token=_page_token(account_id, state, fitting[-1].uid) if more else ""
         )
 
     async def CancelJob(self, request: batcher_pb2.CancelJobRequest, context: Any) -> batcher_pb2.CancelJobResponse:
@@ -208,6 +211,16 @@ def _check_key(account_id: str, job_id: str) -> None:
     checks.id("job_id", job_id)
     checks.done()
     _check_account(account_id)
+
+
+def _fitting(jobs: list[batcher_pb2.Job]) -> list[batcher_pb2.Job]:
+    """As many of the jobs as one message should hold, but one at least."""
+    size_bytes = 0
+    for place, job in enumerate(jobs):
+        size_bytes += job.ByteSize()
+        if place and size_bytes > PAGE_BYTES_MAX:
+            return jobs[:place]
+    return jobs
 
 
 def _page_token(account_id: str, state: str, uid: str) -> str:
