@@ -232,6 +232,7 @@ def _defaults(settings: BatcherSettings) -> Defaults:
     margin_us = _us(settings.hold_margin_hours * 3600)
     return Defaults(
         model=settings.model_default,
+        models=settings.model_names(),
         max_output_tokens=settings.max_output_tokens_default,
         deadline_us=_us(settings.deadline_default_hours * 3600),
         hold_durations_us={Lane.BATCH: WINDOW_HOURS * HOUR_US + margin_us, Lane.INSTANT: margin_us},

@@ -24,9 +24,10 @@ Admit = Callable[[Sequence[Job], float], Awaitable[Sequence[Job | Exception]]]
 
 
 class Defaults(NamedTuple):
-    """What the server adds to an order: all of it is pinned when the job is stored."""
+    """What the server adds to an order, pinned when the job is stored. models: those that a job may name."""
 
     model: str
+    models: frozenset[str]
     max_output_tokens: int
     deadline_us: int
     hold_durations_us: Mapping[Lane, int]
@@ -57,7 +58,7 @@ class Submissions:
         if asked.inline:
             stored = [await self._uploads.store(asked.account_id, data) for data in asked.inline]
             asked = asked._replace(order=asked.order._replace(image_ids=tuple(image.image_id for image, _ in stored)))
-        await self._check_deadline(asked, "")
+        await self._check_new(asked, "")
         command = self._command(asked, principal)
         submitted = await self._committer.submit(command)
         (outcome,) = await self._admitted([submitted])
@@ -91,7 +92,7 @@ class Submissions:
             return item
         try:
             _check_accounts(item, principal)
-            await self._check_deadline(item, f"items[{place}].")
+            await self._check_new(item, f"items[{place}].")
         except Exception as error:
             # It is this item's refusal, and not the call's.
             return error
@@ -141,22 +142,27 @@ class Submissions:
         max_output_tokens = order.max_output_tokens or defaults.max_output_tokens
         return NewJob(job, orders.encode(order), order.image_ids, order.detail, max_output_tokens, principal.subject)
 
-    async def _check_deadline(self, asked: Asked, prefix: str) -> None:
-        """A deadline lies ahead, unless the job is there already: a retry of a submit must not fail by its age."""
-        deadline_us = asked.order.deadline_us
-        if deadline_us is None:
-            return
-        ahead_us = deadline_us - time.time_ns() // 1000
-        if DEADLINE_US_MIN <= ahead_us <= DEADLINE_US_MAX:
-            return
+    async def _check_new(self, asked: Asked, prefix: str) -> None:
+        """What a new job must keep to: a model that we price, a deadline that lies ahead.
+
+        A job that is there already is past that: a retry of a submit must not fail by its age, nor by a new list.
+        """
+        order, checks = asked.order, Checks(prefix)
+        if order.model and order.model not in self._defaults.models:
+            checks.fail("model", order.model, f"must be one of {', '.join(sorted(self._defaults.models))}")
+        ahead_us = DEADLINE_US_MAX if order.deadline_us is None else order.deadline_us - time.time_ns() // 1000
+        if not DEADLINE_US_MIN <= ahead_us <= DEADLINE_US_MAX:
+            seconds = (order.deadline_us or 0) // 1_000_000
+            checks.fail("deadline", seconds, "must be a minute to 30 days ahead, in seconds")
+        if checks.violations and not await self._is_there(asked):
+            checks.done()
+
+    async def _is_there(self, asked: Asked) -> bool:
         try:
             view = await self._store.view(asked.account_id, asked.job_id)
         except JobNotFound:
-            view = None
-        if view is None or view.job.state is State.REJECTED or view.order != asked.order:
-            checks = Checks(prefix)
-            checks.fail("deadline", deadline_us // 1_000_000, "must be a minute to 30 days ahead, in seconds")
-            checks.done()
+            return False
+        return view.job.state is not State.REJECTED and view.order == asked.order
 
 
 def _check_accounts(asked: Asked, principal: Principal) -> None:

@@ -82,6 +82,10 @@ class BatcherSettings(ServerSettings):
     )
 
     model_default: str = Field("gpt-4.1-mini", description="The model of jobs that name none.")
+    models: str = Field(
+        "gpt-4.1-mini,gpt-4.1-nano,gpt-4o-mini",
+        description="What jobs may name, separated by commas: all at one price.",
+    )
     max_output_tokens_default: int = Field(
         512, ge=1, le=32_768, description="The largest answer of jobs that name none, in provider tokens."
     )
@@ -147,6 +151,12 @@ class BatcherSettings(ServerSettings):
         if self.batch_jobs > self.batch_jobs_max:
             raise ValueError("batch_jobs must not be more than batch_jobs_max")
         return self
+
+    def model_names(self) -> frozenset[str]:
+        """The models that a job may name: those listed, those with a price of their own, and the default."""
+        listed = {model.strip() for model in self.models.split(",") if model.strip()}
+        priced = {model for prices in self.prices() for model in prices.models}
+        return frozenset({self.model_default, *listed, *priced})
 
     def image_limits(self) -> image.Limits:
         """What an image may have at most."""

@@ -180,8 +180,14 @@ class Server:
         """Run `work` to its end even if the caller's deadline cancels the call; drain() waits for it."""
         task = asyncio.ensure_future(work)
         self._traffic.shielded.add(task)
-        task.add_done_callback(self._traffic.shielded.discard)
+        task.add_done_callback(self._forget)
         return await asyncio.shield(task)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._traffic.shielded.discard(task)
+        if not task.cancelled():
+            # A client that has gone takes no exception any more; asyncio would report it as one that nobody looked at.
+            task.exception()
 
 
 class _WrappingRegistrar:

@@ -272,7 +272,7 @@ async def _save(tx: Transaction, head: journal.Head, loaded: State, state: State
     operations, _ = changes(loaded.operations, state.operations)
     moves = [(account_id, asset, change) for (account_id, asset), change in state.system.items() if change]
     new_head, rows = journal.chain(head, [journal_entry(entry) for entry in state.entries], now_us)
-    await tx.run_all(
+    await tx.finish(
         [
             ("insert_account", accounts),
             ("update_account", [account_update(account) for account in changed_accounts]),

@@ -392,3 +392,25 @@ def test_two_folders_may_not_use_one_name(sql_folder: Path, tmp_path: Path):
 def test_other_databases_are_refused(url: str):
     with pytest.raises(ValueError, match="a database URL starts with"):
         dialect_of(url)
+
+
+async def test_what_a_transaction_finishes_with_is_durable_and_the_last_word(database: Database):
+    async with database.transaction() as tx:
+        await tx.run_many("insert_coin", [("first", 1)])
+        await tx.finish([("insert_coin", [("last", 2)])])
+    async with database.reading() as tx:
+        assert len(await tx.rows("coins")) == 2
+
+
+async def test_a_transaction_whose_last_statement_fails_keeps_nothing(database: Database):
+    async def mint_twice() -> None:
+        async with database.transaction() as tx:
+            await tx.run_many("insert_coin", [("first", 1)])
+            await tx.finish([("insert_coin", [("first", 2)])])
+
+    with pytest.raises((sqlite3.IntegrityError, Conflict)):
+        await mint_twice()
+    async with database.reading() as tx:
+        assert await tx.rows("coins") == []
+    async with database.transaction() as tx:
+        await tx.run_many("insert_coin", [("first", 1)])

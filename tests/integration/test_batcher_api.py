@@ -406,3 +406,12 @@ def test_every_method_has_a_scope_and_every_reason_is_in_the_proto():
     assert set(SCOPES) == methods
     assert {f"ERROR_REASON_{row.reason}" for row in ERRORS.rows.values()} == known - {"ERROR_REASON_UNSPECIFIED"}
     assert set(CHASSIS_ROWS) < set(ERRORS.rows)
+
+
+async def test_a_job_names_a_model_that_the_server_is_configured_with(client):
+    """Any other would be answered at the price of the cheapest, or make a batch of its own that the provider refuses."""
+    image = (await client.upload(picture())).image
+    code, reason, metadata = await refused(client.submit("cat-1", image.image_id, model="o3-pro"))
+
+    assert (code, reason, metadata) == ("INVALID_ARGUMENT", "INVALID_FIELD", {"field": "model"})
+    assert (await client.submit("cat-1", image.image_id, model="gpt-4.1-nano")).job.model == "gpt-4.1-nano"

@@ -45,6 +45,7 @@ _LOST: Final = {
     sqlite3.SQLITE_NOMEM,
 }
 
+Batches = Sequence[tuple[str, Sequence[Sequence[Any]]]]
 T = TypeVar("T")
 
 
@@ -91,6 +92,7 @@ class _SqliteTransaction(Transaction):
         self._connection = connection
         self._begin = begin
         self._begun = False
+        self._ended = False
         self._clock_us = clock_us
 
     async def rows(self, name: str, /, **parameters: Any) -> list[Row]:
@@ -109,15 +111,23 @@ class _SqliteTransaction(Transaction):
         return await self._call(lambda connection: connection.execute(statement.sql, arguments).rowcount)
 
     async def run_all(self, statements: Sequence[tuple[str, Rows]], /) -> None:
-        work = [(self._statements[name], rows) for name, rows in statements]
-        batches = [(statement.sql, statement.tuples(rows)) for statement, rows in work if rows]
+        batches = self._batches(statements)
+        if batches:
+            await self._call(lambda connection: _execute(connection, batches))
+
+    async def finish(self, statements: Sequence[tuple[str, Rows]], /) -> None:
+        batches = self._batches(statements)
 
         def run(connection: sqlite3.Connection) -> None:
-            for sql, rows in batches:
-                connection.executemany(sql, rows)
+            _execute(connection, batches)
+            _end(connection)
 
-        if batches:
-            await self._call(run)
+        await self._call(run)
+        self._ended = True
+
+    def _batches(self, statements: Sequence[tuple[str, Rows]]) -> Batches:
+        work = [(self._statements[name], rows) for name, rows in statements]
+        return [(statement.sql, statement.tuples(rows)) for statement, rows in work if rows]
 
     async def now_us(self) -> int:
         return self._clock_us()
@@ -125,17 +135,13 @@ class _SqliteTransaction(Transaction):
     async def end(self) -> None:
         """Makes the transaction durable."""
         self._check_usable()
-        if not self._begun:
-            return
-        try:
-            await self._connection.call(lambda connection: connection.execute("COMMIT"))
-        except sqlite3.IntegrityError:
-            raise
-        except sqlite3.Error as error:
-            raise StoreUnavailable(f"the outcome of the transaction is unknown: {error}") from error
+        if self._begun and not self._ended:
+            await self._connection.call(_end)
 
     async def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
         self._check_usable()
+        if self._ended:
+            raise RuntimeError("the transaction is finished")
 
         def run(connection: sqlite3.Connection) -> T:
             if not self._begun:
@@ -148,6 +154,24 @@ class _SqliteTransaction(Transaction):
         except BaseException:
             self._failed = True
             raise
+
+
+def _execute(connection: sqlite3.Connection, batches: Batches) -> None:
+    for sql, rows in batches:
+        connection.executemany(sql, rows)
+
+
+def _end(connection: sqlite3.Connection) -> None:
+    """COMMIT. Raises StoreUnavailable when nobody can know what came of it."""
+    try:
+        connection.execute("COMMIT")
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.Error as error:
+        translated = _translated(error)
+        if translated is not error:
+            raise translated from error
+        raise StoreUnavailable(f"the outcome of the transaction is unknown: {error}") from error
 
 
 class SqliteDatabase(Database):

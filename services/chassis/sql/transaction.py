@@ -102,6 +102,10 @@ class Transaction(ABC):
     async def run_all(self, statements: Sequence[tuple[str, Rows]], /) -> None:
         """Runs several statements in order, each once per row: for SQLite in a single hop to its thread."""
 
+    async def finish(self, statements: Sequence[tuple[str, Rows]], /) -> None:
+        """`run_all` as the last act of the transaction: for SQLite its end rides in the same hop."""
+        await self.run_all(statements)
+
     @abstractmethod
     async def now_us(self) -> int:
         """The database's time in microseconds since 1970 (for SQLite the process's)."""

@@ -693,7 +693,7 @@ class SubmitJobRequest(_message.Message):
     lane: Global___Lane.ValueType
     """How fast to do it."""
     model: _builtins.str
-    """The model; empty means the server's default."""
+    """The model, one of those that the server is configured with; empty means its default."""
     detail: Global___Detail.ValueType
     """How closely to look."""
     max_output_tokens: _builtins.int
