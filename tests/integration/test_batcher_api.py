@@ -409,7 +409,7 @@ def test_every_method_has_a_scope_and_every_reason_is_in_the_proto():
 
 
 async def test_a_job_names_a_model_that_the_server_is_configured_with(client):
-    """Any other would be answered at the price of the cheapest, or make a batch of its own that the provider refuses."""
+    """Any other would be answered at the price of the cheapest, or make a batch of its own that is refused."""
     image = (await client.upload(picture())).image
     code, reason, metadata = await refused(client.submit("cat-1", image.image_id, model="o3-pro"))
 
