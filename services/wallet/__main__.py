@@ -49,7 +49,7 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
             lambda registrar: wallet_pb2_grpc.add_WalletServiceServicer_to_server(api, registrar),
             [SERVICE],
         )
-        api = WalletApi(store, committer, server.shielded, scale)
+        api = WalletApi(store, committer, scale)
         expirer = Loop("expirer", Expirer(store, committer).step, settings.expiry_interval_seconds)
         runner = Runner([expirer])
         try:

@@ -2,8 +2,8 @@
 
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import grpc
 
@@ -64,23 +64,12 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-class Shield(Protocol):
-    """Runs work that a client's deadline must not cut in the middle; the server waits for it when it drains."""
-
-    def __call__(self, work: Coroutine[Any, Any, Answer]) -> Awaitable[Answer]:
-        """The result of the work, or its exception."""
-        ...
-
-
 class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
     """The eleven methods of the wallet."""
 
-    def __init__(
-        self, store: Store, committer: GroupCommitter[Command, Outcome], shield: Shield, token_scale: int
-    ) -> None:
+    def __init__(self, store: Store, committer: GroupCommitter[Command, Outcome], token_scale: int) -> None:
         self._store = store
         self._committer = committer
-        self._shield = shield
         self._scale = token_scale
 
     async def OpenAccount(self, request: wallet_pb2.OpenAccountRequest, context: Any) -> wallet_pb2.OpenAccountResponse:
@@ -160,7 +149,7 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
         )
 
     async def _do(self, command: Command) -> Outcome:
-        return await self._shield(self._committer.submit(command))
+        return await self._committer.submit(command)
 
     async def _do_many(
         self, items: Sequence[Item], decode: Callable[[Item, Principal, str], Command]
@@ -179,7 +168,7 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
                 places.append(place)
             except (InvalidField, errors.Refusal) as refusal:
                 results[place] = refusal
-        for place, outcome in zip(places, await self._shield(self._committer.submit_many(commands)), strict=True):
+        for place, outcome in zip(places, await self._committer.submit_many(commands), strict=True):
             results[place] = outcome
         return _with_refusals([result for result in results if result is not None])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -34,7 +33,6 @@ _PRAGMAS: Final = (
 _WRITER_CACHE_KIB: Final = 65_536
 _READER_CACHE_KIB: Final = 8_192
 _CACHED_STATEMENTS: Final = 512
-THREAD_SWITCH_SECONDS: Final = 0.0005
 _RETRIABLE: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _LOST: Final = {
     sqlite3.SQLITE_IOERR,
@@ -206,9 +204,6 @@ class SqliteDatabase(Database):
         clock_us: Callable[[], int],
     ) -> Self:
         """Opens a file that a migration has made; raises StoreUnavailable when there is none."""
-        # SQLite gives Python's lock away for each row that it writes, and gets it back only when the event loop has
-        # used up its turn: at Python's default of 5 ms a busy server needed 35 ms to write a group of 64, at this 11.
-        sys.setswitchinterval(THREAD_SWITCH_SECONDS)
         connections: list[_Connection] = []
         try:
             for number in range(1 + pool_size):
