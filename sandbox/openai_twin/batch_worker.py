@@ -225,8 +225,8 @@ class BatchWorker:
         """A result file of these answers, or None if there are none."""
         if not answers:
             return None
-        upload = self._folder.open_upload()
-        await asyncio.to_thread(_write_lines, upload, answers)
+        # Opened and closed in the thread, which goes on when the twin is stopped in the middle of a write.
+        upload = await asyncio.to_thread(_write_lines, self._folder, answers)
         now = self._now()
         return self._folder.keep_upload(
             upload,
@@ -245,8 +245,10 @@ def _record(custom_id: str, response: Json | None, error: Json | None) -> Json:
     return {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id, "response": response, "error": error}
 
 
-def _write_lines(upload: BinaryIO, answers: list[Json]) -> None:
-    upload.writelines(json.dumps(answer["record"]).encode() + b"\n" for answer in answers)
+def _write_lines(folder: Folder, answers: list[Json]) -> BinaryIO:
+    with folder.open_upload() as upload:
+        upload.writelines(json.dumps(answer["record"]).encode() + b"\n" for answer in answers)
+    return upload
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
