@@ -9,7 +9,7 @@ import pytest
 
 from services.chassis.database import Conflict
 from services.chassis.errors import ServerBusy, ServerDraining, StoreUnavailable
-from services.chassis.group_commit import ATTEMPTS_MAX, GATHER_SECONDS, GroupCommitter
+from services.chassis.group_commit import ATTEMPTS_MAX, GroupCommitter
 
 
 class Store:
@@ -222,24 +222,6 @@ async def test_a_caller_that_leaves_before_its_group_runs_takes_its_command_back
     assert await waiting == 4
     assert await committer.submit(6) == 12
     assert store.groups == [[0, 2], [6]]
-
-
-async def test_a_group_waits_for_more_only_behind_a_group_of_several(store: Store):
-    """Who is alone is never kept waiting; in a crowd a short pause makes the next group larger."""
-    committer = store.committer()
-    await committer.submit(2)
-    await committer.submit(4)
-    alone = list(store.pauses)
-    store.may_run.clear()
-    crowd = [asyncio.ensure_future(committer.submit(number)) for number in (2, 4, 6)]
-    await settle()
-    store.may_run.set()
-    await asyncio.gather(*crowd)
-    await committer.submit(8)
-
-    assert alone == []
-    assert store.pauses == [GATHER_SECONDS]
-    await committer.close()
 
 
 async def test_close_runs_what_waits_and_refuses_what_comes(store: Store):
