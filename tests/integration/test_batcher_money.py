@@ -16,6 +16,7 @@ from services.batcher.store import Submitted
 from services.batcher.store_batches import Loss, Result
 from services.batcher.wallet_client import WalletClient, WalletUnavailable
 from tests.batcher_jobs import HOUR_US, LIMITS, Stores, image, new_job, new_uid, opened_stores
+from tests.batchers import until
 from tests.tokens import token
 from tests.wallets import EVERY_SCOPE, wallet_at
 from tests.wallets import WalletClient as Wallet
@@ -56,7 +57,7 @@ class Bench(NamedTuple):
         return await self.stores.jobs.view("alice", job_id)
 
     async def end_hold(self, job: Job) -> None:
-        """Releases a hold behind the batcher's back, as its expiry would."""
+        """Releases a hold behind the batcher's back: unlike one that ran out, it can't be committed late."""
         await self.wallet.call("Refund", wallet_pb2.RefundRequest(reservation_id=job.uid))
 
 
@@ -107,6 +108,22 @@ async def test_an_answer_that_the_configuration_gives_away_costs_nothing(bench):
 
     assert view.job.state is State.SUCCEEDED
     assert await bench.wallet.balance("alice") == (10, 0)
+
+
+async def test_an_answer_that_comes_after_its_hold_ran_out_is_charged_from_what_the_account_has(bench):
+    job = await bench.admitted("a", hold_duration_us=1_000_000)
+    batch_id = await bench.running(job)
+
+    async def hold_ran_out():
+        found = await bench.wallet.call("GetReservation", wallet_pb2.GetReservationRequest(reservation_id=job.uid))
+        return found.reservation.state == wallet_pb2.RESERVATION_STATE_EXPIRED
+
+    await until(hold_ran_out)
+    await bench.stores.batches.apply(batch_id, [Result(job.uid, 1, ANSWER)], LIMITS, bench.stores.lease)
+    view = await bench.settled("a")
+
+    assert (view.settlement.state, view.settlement.charged) == (SettlementState.SETTLED, 1)
+    assert await bench.wallet.balance("alice") == (9, 0)
 
 
 async def test_a_settlement_that_the_wallet_refuses_is_final_and_the_answer_stays(bench):
