@@ -247,6 +247,21 @@ def test_a_commit_comes_late_out_of_what_is_available() -> None:
     assert kinds == ["open", "grant", "reserve", "expire", "commit"]
 
 
+def test_a_late_commit_takes_nothing_that_is_held_for_other_work() -> None:
+    """What expired was free again and may be held by another reservation: that one's tokens are not taken."""
+    state = held(5)
+    late = Moment(NOW_US + 61 * SECOND_US, MOMENT.rules)
+    expire_due(state, late.now_us)
+    ledger.decide(state, reserve(8, reservation_id="job-2"), late)
+    before = (dict(state.accounts), dict(state.reservations))
+
+    found = refusal(state, Commit("batcher", "batcher", "job-1", None, True), late)
+
+    assert type(found).__name__ == "InsufficientFunds"
+    assert found.metadata == {"account_id": "alice", "requested": "5", "available": "2", "held": "8"}
+    assert before == (state.accounts, state.reservations)
+
+
 def test_entries_carry_their_kind_in_one_vocabulary() -> None:
     """An unknown kind in the journal is an error and not a silent nothing."""
     state = held()
