@@ -262,6 +262,20 @@ def test_a_late_commit_takes_nothing_that_is_held_for_other_work() -> None:
     assert before == (state.accounts, state.reservations)
 
 
+def test_refunds_together_return_no_more_than_was_committed() -> None:
+    """The refund that would go past it is refused with the numbers, and so is one of nothing that is left."""
+    state = held(5)
+    ledger.decide(state, Commit("batcher", "batcher", "job-1", None, False), MOMENT)
+    ledger.decide(state, Refund("batcher", "batcher", "job-1", "f1", 3), MOMENT)
+    too_much = refusal(state, Refund("batcher", "batcher", "job-1", "f2", 3))
+    ledger.decide(state, Refund("batcher", "batcher", "job-1", "f3", None), MOMENT)
+    nothing_left = refusal(state, Refund("batcher", "batcher", "job-1", "f4", None))
+
+    assert {type(too_much).__name__, type(nothing_left).__name__} == {"RefundExceedsCommitted"}
+    assert too_much.metadata == {"reservation_id": "job-1", "requested": "3", "committed": "5", "refunded": "3"}
+    assert state.accounts["alice", TOKEN].balance == 10
+
+
 def test_entries_carry_their_kind_in_one_vocabulary() -> None:
     """An unknown kind in the journal is an error and not a silent nothing."""
     state = held()
