@@ -86,6 +86,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED, with RetryInfo. Too many calls at once; nothing was done. Metadata: {"limit": "5000"}"""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 19
     """UNAVAILABLE, with RetryInfo. The database or the object store does not answer. Retry with the same key. Metadata: {}"""
+    ERROR_REASON_STORE_DAMAGED: _ErrorReason.ValueType  # 23
+    """DATA_LOSS. The database can't be read, because its file is damaged. No retry helps: an operator must restore it.
+    Metadata: {}
+    """
     ERROR_REASON_SERVER_DRAINING: _ErrorReason.ValueType  # 20
     """UNAVAILABLE, with RetryInfo. The server is stopping. Retry with the same key. Metadata: {}"""
     ERROR_REASON_TIMED_OUT: _ErrorReason.ValueType  # 21
@@ -166,6 +170,10 @@ ERROR_REASON_SERVER_BUSY: ErrorReason.ValueType  # 18
 """RESOURCE_EXHAUSTED, with RetryInfo. Too many calls at once; nothing was done. Metadata: {"limit": "5000"}"""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 19
 """UNAVAILABLE, with RetryInfo. The database or the object store does not answer. Retry with the same key. Metadata: {}"""
+ERROR_REASON_STORE_DAMAGED: ErrorReason.ValueType  # 23
+"""DATA_LOSS. The database can't be read, because its file is damaged. No retry helps: an operator must restore it.
+Metadata: {}
+"""
 ERROR_REASON_SERVER_DRAINING: ErrorReason.ValueType  # 20
 """UNAVAILABLE, with RetryInfo. The server is stopping. Retry with the same key. Metadata: {}"""
 ERROR_REASON_TIMED_OUT: ErrorReason.ValueType  # 21

@@ -46,6 +46,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_RESERVATION_NOT_FOUND: _ErrorReason.ValueType  # 7
     """NOT_FOUND. No such reservation, or another principal made it. Metadata: {"reservation_id": "job-1"}"""
+    ERROR_REASON_GRANT_NOT_FOUND: _ErrorReason.ValueType  # 23
+    """NOT_FOUND. No such grant to this account, or another principal made it. Metadata: {"grant_id": "promo-1"}"""
     ERROR_REASON_IDEMPOTENCY_MISMATCH: _ErrorReason.ValueType  # 8
     """ALREADY_EXISTS. The key was used before with other content; the first field that differs is named.
     Values longer than 128 characters are cut.
@@ -77,6 +79,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. Amend may only lower the amount and move the expiry later.
     Metadata: {"reservation_id": "job-1", "field": "amount", "requested": "6", "current": "5"}
     """
+    ERROR_REASON_ACCOUNT_CLOSED: _ErrorReason.ValueType  # 24
+    """FAILED_PRECONDITION. The account was closed, which is for ever. Metadata: {"account_id": "alice"}"""
+    ERROR_REASON_ACCOUNT_FROZEN: _ErrorReason.ValueType  # 25
+    """FAILED_PRECONDITION. The account is frozen: nothing more can be held or taken late. Metadata: {"account_id": "alice"}"""
+    ERROR_REASON_ACCOUNT_NOT_EMPTY: _ErrorReason.ValueType  # 26
+    """FAILED_PRECONDITION. An account with open reservations can't be closed, nor one with tokens unless they are forfeited.
+    Metadata: {"account_id": "alice", "balance": "7", "held": "2"}
+    """
+    ERROR_REASON_LOT_LIMIT: _ErrorReason.ValueType  # 27
+    """FAILED_PRECONDITION. The account has as many lots as it may have. Metadata: {"account_id": "alice", "limit": "1000"}"""
     ERROR_REASON_INSUFFICIENT_FUNDS: _ErrorReason.ValueType  # 16
     """FAILED_PRECONDITION. The account does not have the tokens now; a retry after a top-up may succeed.
     Metadata: {"account_id": "alice", "requested": "5", "available": "2", "held": "3"}
@@ -86,10 +98,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     over the largest sum that the ledger can count (account_id is then @issue).
     Metadata: {"account_id": "alice", "requested": "5", "balance": "10", "limit": "1000000000000000000"}
     """
+    ERROR_REASON_REVISION_UNKNOWN: _ErrorReason.ValueType  # 28
+    """OUT_OF_RANGE. A resume token of the future, or of another life of this database. Watch again without one.
+    Metadata: {"revision": "120", "current_revision": "100"}
+    """
+    ERROR_REASON_REVISION_COMPACTED: _ErrorReason.ValueType  # 29
+    """OUT_OF_RANGE. The events after the resume token are no longer kept. Watch again without one.
+    Metadata: {"revision": "3", "oldest_revision": "100"}
+    """
     ERROR_REASON_SERVER_BUSY: _ErrorReason.ValueType  # 18
     """RESOURCE_EXHAUSTED, with RetryInfo. Too many calls at once; nothing was done. Metadata: {"limit": "5000"}"""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 19
     """UNAVAILABLE, with RetryInfo. The database does not answer. Retry with the same key. Metadata: {}"""
+    ERROR_REASON_STORE_DAMAGED: _ErrorReason.ValueType  # 30
+    """DATA_LOSS. The database can't be read, because its file is damaged. No retry helps: an operator must restore it; the
+    README's "When the ledger is damaged" says how. Metadata: {}
+    """
     ERROR_REASON_SERVER_DRAINING: _ErrorReason.ValueType  # 20
     """UNAVAILABLE, with RetryInfo. The server is stopping. Retry with the same key. Metadata: {}"""
     ERROR_REASON_TIMED_OUT: _ErrorReason.ValueType  # 21
@@ -131,6 +155,8 @@ Metadata: {"account_id": "alice"}
 """
 ERROR_REASON_RESERVATION_NOT_FOUND: ErrorReason.ValueType  # 7
 """NOT_FOUND. No such reservation, or another principal made it. Metadata: {"reservation_id": "job-1"}"""
+ERROR_REASON_GRANT_NOT_FOUND: ErrorReason.ValueType  # 23
+"""NOT_FOUND. No such grant to this account, or another principal made it. Metadata: {"grant_id": "promo-1"}"""
 ERROR_REASON_IDEMPOTENCY_MISMATCH: ErrorReason.ValueType  # 8
 """ALREADY_EXISTS. The key was used before with other content; the first field that differs is named.
 Values longer than 128 characters are cut.
@@ -162,6 +188,16 @@ ERROR_REASON_AMEND_NOT_ALLOWED: ErrorReason.ValueType  # 15
 """FAILED_PRECONDITION. Amend may only lower the amount and move the expiry later.
 Metadata: {"reservation_id": "job-1", "field": "amount", "requested": "6", "current": "5"}
 """
+ERROR_REASON_ACCOUNT_CLOSED: ErrorReason.ValueType  # 24
+"""FAILED_PRECONDITION. The account was closed, which is for ever. Metadata: {"account_id": "alice"}"""
+ERROR_REASON_ACCOUNT_FROZEN: ErrorReason.ValueType  # 25
+"""FAILED_PRECONDITION. The account is frozen: nothing more can be held or taken late. Metadata: {"account_id": "alice"}"""
+ERROR_REASON_ACCOUNT_NOT_EMPTY: ErrorReason.ValueType  # 26
+"""FAILED_PRECONDITION. An account with open reservations can't be closed, nor one with tokens unless they are forfeited.
+Metadata: {"account_id": "alice", "balance": "7", "held": "2"}
+"""
+ERROR_REASON_LOT_LIMIT: ErrorReason.ValueType  # 27
+"""FAILED_PRECONDITION. The account has as many lots as it may have. Metadata: {"account_id": "alice", "limit": "1000"}"""
 ERROR_REASON_INSUFFICIENT_FUNDS: ErrorReason.ValueType  # 16
 """FAILED_PRECONDITION. The account does not have the tokens now; a retry after a top-up may succeed.
 Metadata: {"account_id": "alice", "requested": "5", "available": "2", "held": "3"}
@@ -171,10 +207,22 @@ ERROR_REASON_BALANCE_LIMIT: ErrorReason.ValueType  # 17
 over the largest sum that the ledger can count (account_id is then @issue).
 Metadata: {"account_id": "alice", "requested": "5", "balance": "10", "limit": "1000000000000000000"}
 """
+ERROR_REASON_REVISION_UNKNOWN: ErrorReason.ValueType  # 28
+"""OUT_OF_RANGE. A resume token of the future, or of another life of this database. Watch again without one.
+Metadata: {"revision": "120", "current_revision": "100"}
+"""
+ERROR_REASON_REVISION_COMPACTED: ErrorReason.ValueType  # 29
+"""OUT_OF_RANGE. The events after the resume token are no longer kept. Watch again without one.
+Metadata: {"revision": "3", "oldest_revision": "100"}
+"""
 ERROR_REASON_SERVER_BUSY: ErrorReason.ValueType  # 18
 """RESOURCE_EXHAUSTED, with RetryInfo. Too many calls at once; nothing was done. Metadata: {"limit": "5000"}"""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 19
 """UNAVAILABLE, with RetryInfo. The database does not answer. Retry with the same key. Metadata: {}"""
+ERROR_REASON_STORE_DAMAGED: ErrorReason.ValueType  # 30
+"""DATA_LOSS. The database can't be read, because its file is damaged. No retry helps: an operator must restore it; the
+README's "When the ledger is damaged" says how. Metadata: {}
+"""
 ERROR_REASON_SERVER_DRAINING: ErrorReason.ValueType  # 20
 """UNAVAILABLE, with RetryInfo. The server is stopping. Retry with the same key. Metadata: {}"""
 ERROR_REASON_TIMED_OUT: ErrorReason.ValueType  # 21

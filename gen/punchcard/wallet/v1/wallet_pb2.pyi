@@ -22,6 +22,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _AccountState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AccountStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AccountState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACCOUNT_STATE_UNSPECIFIED: _AccountState.ValueType  # 0
+    """Never sent."""
+    ACCOUNT_STATE_OPEN: _AccountState.ValueType  # 1
+    """It may."""
+    ACCOUNT_STATE_FROZEN: _AccountState.ValueType  # 2
+    """Nothing more can be held; what is held can still be settled."""
+    ACCOUNT_STATE_CLOSED: _AccountState.ValueType  # 3
+    """It is over; its id stays taken."""
+
+class AccountState(_AccountState, metaclass=_AccountStateEnumTypeWrapper):
+    """Whether an account may be used."""
+
+ACCOUNT_STATE_UNSPECIFIED: AccountState.ValueType  # 0
+"""Never sent."""
+ACCOUNT_STATE_OPEN: AccountState.ValueType  # 1
+"""It may."""
+ACCOUNT_STATE_FROZEN: AccountState.ValueType  # 2
+"""Nothing more can be held; what is held can still be settled."""
+ACCOUNT_STATE_CLOSED: AccountState.ValueType  # 3
+"""It is over; its id stays taken."""
+Global___AccountState: _TypeAlias = AccountState  # noqa: Y015
+
 class _ReservationState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -78,6 +106,18 @@ class _TransactionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """A hold's time passed."""
     TRANSACTION_KIND_REFUND: _TransactionKind.ValueType  # 8
     """Committed tokens were returned."""
+    TRANSACTION_KIND_LAPSE: _TransactionKind.ValueType  # 9
+    """The time of a lot had passed, and what was left of it was taken."""
+    TRANSACTION_KIND_GRACE: _TransactionKind.ValueType  # 10
+    """Tokens came back into a lot whose time had passed, and form a new lot for the ledger's grace."""
+    TRANSACTION_KIND_REVOKE: _TransactionKind.ValueType  # 11
+    """What was left of a grant was taken back."""
+    TRANSACTION_KIND_FREEZE: _TransactionKind.ValueType  # 12
+    """The account was frozen."""
+    TRANSACTION_KIND_UNFREEZE: _TransactionKind.ValueType  # 13
+    """The freeze ended."""
+    TRANSACTION_KIND_CLOSE: _TransactionKind.ValueType  # 14
+    """The account was closed, and what was left taken."""
 
 class TransactionKind(_TransactionKind, metaclass=_TransactionKindEnumTypeWrapper):
     """What a row of the journal records."""
@@ -100,7 +140,63 @@ TRANSACTION_KIND_EXPIRE: TransactionKind.ValueType  # 7
 """A hold's time passed."""
 TRANSACTION_KIND_REFUND: TransactionKind.ValueType  # 8
 """Committed tokens were returned."""
+TRANSACTION_KIND_LAPSE: TransactionKind.ValueType  # 9
+"""The time of a lot had passed, and what was left of it was taken."""
+TRANSACTION_KIND_GRACE: TransactionKind.ValueType  # 10
+"""Tokens came back into a lot whose time had passed, and form a new lot for the ledger's grace."""
+TRANSACTION_KIND_REVOKE: TransactionKind.ValueType  # 11
+"""What was left of a grant was taken back."""
+TRANSACTION_KIND_FREEZE: TransactionKind.ValueType  # 12
+"""The account was frozen."""
+TRANSACTION_KIND_UNFREEZE: TransactionKind.ValueType  # 13
+"""The freeze ended."""
+TRANSACTION_KIND_CLOSE: TransactionKind.ValueType  # 14
+"""The account was closed, and what was left taken."""
 Global___TransactionKind: _TypeAlias = TransactionKind  # noqa: Y015
+
+class _FaultKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FaultKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FaultKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FAULT_KIND_UNSPECIFIED: _FaultKind.ValueType  # 0
+    """Never sent."""
+    FAULT_KIND_DATABASE: _FaultKind.ValueType  # 1
+    """The database itself can't be read, or contradicts itself."""
+    FAULT_KIND_JOURNAL: _FaultKind.ValueType  # 2
+    """A row of the journal does not follow from the one before it."""
+    FAULT_KIND_BALANCE: _FaultKind.ValueType  # 3
+    """An account's balance or other content."""
+    FAULT_KIND_HOLD: _FaultKind.ValueType  # 4
+    """A reservation, or what an account's reservations hold in sum."""
+    FAULT_KIND_LOT: _FaultKind.ValueType  # 5
+    """A lot, or what an account's lots hold in sum."""
+    FAULT_KIND_KEY: _FaultKind.ValueType  # 6
+    """A grant, or the record of a refund, an amendment or a change."""
+    FAULT_KIND_SUM: _FaultKind.ValueType  # 7
+    """The sum over all accounts, which is always 0."""
+
+class FaultKind(_FaultKind, metaclass=_FaultKindEnumTypeWrapper):
+    """What can be broken."""
+
+FAULT_KIND_UNSPECIFIED: FaultKind.ValueType  # 0
+"""Never sent."""
+FAULT_KIND_DATABASE: FaultKind.ValueType  # 1
+"""The database itself can't be read, or contradicts itself."""
+FAULT_KIND_JOURNAL: FaultKind.ValueType  # 2
+"""A row of the journal does not follow from the one before it."""
+FAULT_KIND_BALANCE: FaultKind.ValueType  # 3
+"""An account's balance or other content."""
+FAULT_KIND_HOLD: FaultKind.ValueType  # 4
+"""A reservation, or what an account's reservations hold in sum."""
+FAULT_KIND_LOT: FaultKind.ValueType  # 5
+"""A lot, or what an account's lots hold in sum."""
+FAULT_KIND_KEY: FaultKind.ValueType  # 6
+"""A grant, or the record of a refund, an amendment or a change."""
+FAULT_KIND_SUM: FaultKind.ValueType  # 7
+"""The sum over all accounts, which is always 0."""
+Global___FaultKind: _TypeAlias = FaultKind  # noqa: Y015
 
 @_typing.final
 class Account(_message.Message):
@@ -112,10 +208,14 @@ class Account(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    LOTS_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """The id that its owner chose."""
     revision: _builtins.int
     """The journal revision that last touched it."""
+    state: Global___AccountState.ValueType
+    """Whether it may be used."""
     @_builtins.property
     def tokens(self) -> Global___Balance:
         """What it has of the asset TOKEN."""
@@ -124,6 +224,10 @@ class Account(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was opened."""
 
+    @_builtins.property
+    def lots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lot]:
+        """The tokens with a life of their own that are left, in the order in which they are spent; only GetAccount tells them."""
+
     def __init__(
         self,
         *,
@@ -131,14 +235,90 @@ class Account(_message.Message):
         tokens: Global___Balance | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        state: Global___AccountState.ValueType = ...,
+        lots: _abc.Iterable[Global___Lot] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "revision", b"revision", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "lots", b"lots", "revision", b"revision", "state", b"state", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Account: _TypeAlias = Account  # noqa: Y015
+
+@_typing.final
+class Lot(_message.Message):
+    """Tokens of one grant that have a life of their own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOT_ID_FIELD_NUMBER: _builtins.int
+    GRANT_ID_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    lot_id: _builtins.int
+    """The journal revision that made it."""
+    grant_id: _builtins.str
+    """The grant that the tokens came from."""
+    remaining: _builtins.int
+    """What is left of them, held ones included."""
+    held: _builtins.int
+    """The part that open reservations hold."""
+    priority: _builtins.int
+    """Lots of a lower priority are spent first; tokens without a lot have 50."""
+    grace: _builtins.bool
+    """Whether they came back into a lot whose time had passed, and live on for the ledger's grace; this happens once."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When they lapse: from this instant on they fund nothing. Absent for those that don't."""
+
+    def __init__(
+        self,
+        *,
+        lot_id: _builtins.int = ...,
+        grant_id: _builtins.str = ...,
+        remaining: _builtins.int = ...,
+        held: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        grace: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "grace", b"grace", "grant_id", b"grant_id", "held", b"held", "lot_id", b"lot_id", "priority", b"priority", "remaining", b"remaining"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lot: _TypeAlias = Lot  # noqa: Y015
+
+@_typing.final
+class Pin(_message.Message):
+    """What a reservation holds, or has taken and not returned, of one lot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOT_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    lot_id: _builtins.int
+    """The lot."""
+    amount: _builtins.int
+    """How many of its tokens."""
+    def __init__(
+        self,
+        *,
+        lot_id: _builtins.int = ...,
+        amount: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "lot_id", b"lot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pin: _TypeAlias = Pin  # noqa: Y015
 
 @_typing.final
 class Balance(_message.Message):
@@ -198,6 +378,7 @@ class Reservation(_message.Message):
     PRICE_VERSION_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     """The id that the maker chose, unique among that maker's."""
     created_by: _builtins.str
@@ -232,6 +413,10 @@ class Reservation(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pin]:
+        """The lots that its tokens come from, first spent first; the rest comes from tokens without a lot."""
+
     def __init__(
         self,
         *,
@@ -250,10 +435,11 @@ class Reservation(_message.Message):
         price_version: _builtins.str = ...,
         reference: _builtins.str = ...,
         revision: _builtins.int = ...,
+        pins: _abc.Iterable[Global___Pin] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "committed", b"committed", "create_time", b"create_time", "created_by", b"created_by", "expire_time", b"expire_time", "expired", b"expired", "payer_account_id", b"payer_account_id", "price_version", b"price_version", "reference", b"reference", "refunded", b"refunded", "released", b"released", "reservation_id", b"reservation_id", "reserved", b"reserved", "revision", b"revision", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "committed", b"committed", "create_time", b"create_time", "created_by", b"created_by", "expire_time", b"expire_time", "expired", b"expired", "payer_account_id", b"payer_account_id", "pins", b"pins", "price_version", b"price_version", "reference", b"reference", "refunded", b"refunded", "released", b"released", "reservation_id", b"reservation_id", "reserved", b"reserved", "revision", b"revision", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -334,6 +520,7 @@ class Transaction(_message.Message):
     CREATED_BY_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
+    LOT_ID_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The row's place in the journal."""
     kind: Global___TransactionKind.ValueType
@@ -347,7 +534,7 @@ class Transaction(_message.Message):
     held: _builtins.int
     """The held part afterwards."""
     counterparty: _builtins.str
-    """Where the tokens came from or went to: @issue, @revenue, or empty."""
+    """Where the tokens came from or went to: @issue, @revenue, @lapsed, or empty."""
     actor: _builtins.str
     """The principal that caused it; @wallet for what the wallet does by itself."""
     reservation_id: _builtins.str
@@ -355,9 +542,11 @@ class Transaction(_message.Message):
     created_by: _builtins.str
     """Who made that reservation."""
     key: _builtins.str
-    """The grant_id, refund_id or amend_id, if any."""
+    """The grant_id, refund_id, amend_id or change_id, if any."""
     reference: _builtins.str
     """The caller's reference, if any."""
+    lot_id: _builtins.int
+    """The lot that was made, lapsed or revoked, if any."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -378,10 +567,11 @@ class Transaction(_message.Message):
         created_by: _builtins.str = ...,
         key: _builtins.str = ...,
         reference: _builtins.str = ...,
+        lot_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "balance", b"balance", "balance_change", b"balance_change", "counterparty", b"counterparty", "created_by", b"created_by", "held", b"held", "held_change", b"held_change", "key", b"key", "kind", b"kind", "reference", b"reference", "reservation_id", b"reservation_id", "revision", b"revision", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "balance", b"balance", "balance_change", b"balance_change", "counterparty", b"counterparty", "created_by", b"created_by", "held", b"held", "held_change", b"held_change", "key", b"key", "kind", b"kind", "lot_id", b"lot_id", "reference", b"reference", "reservation_id", b"reservation_id", "revision", b"revision", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -447,6 +637,8 @@ class GrantRequest(_message.Message):
     GRANT_ID_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
+    LIFETIME_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Who receives them."""
     grant_id: _builtins.str
@@ -455,6 +647,12 @@ class GrantRequest(_message.Message):
     """How many, 1 to 10^15."""
     reference: _builtins.str
     """Why, up to 256 characters; shown in the account's history."""
+    priority: _builtins.int
+    """When the tokens are spent among others, 1 (first) to 100 (last); absent means 50, with those that never had a priority."""
+    @_builtins.property
+    def lifetime(self) -> _duration_pb2.Duration:
+        """How long the tokens live, 1 second to 10 years; absent means for ever."""
+
     def __init__(
         self,
         *,
@@ -462,12 +660,16 @@ class GrantRequest(_message.Message):
         grant_id: _builtins.str = ...,
         amount: _builtins.int = ...,
         reference: _builtins.str = ...,
+        lifetime: _duration_pb2.Duration | None = ...,
+        priority: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "lifetime", b"lifetime", "priority", b"priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount", b"amount", "grant_id", b"grant_id", "reference", b"reference"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "account_id", b"account_id", "amount", b"amount", "grant_id", b"grant_id", "lifetime", b"lifetime", "priority", b"priority", "reference", b"reference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
 
 Global___GrantRequest: _TypeAlias = GrantRequest  # noqa: Y015
 
@@ -498,6 +700,72 @@ class GrantResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GrantResponse: _TypeAlias = GrantResponse  # noqa: Y015
+
+@_typing.final
+class RevokeGrantRequest(_message.Message):
+    """Asks to take a grant back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    GRANT_ID_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Who received it."""
+    grant_id: _builtins.str
+    """Its key."""
+    created_by: _builtins.str
+    """Who made it, when an administrator (scope wallet.admin) acts for another."""
+    reference: _builtins.str
+    """Why, up to 256 characters; shown in the account's history. Not part of the key: the first one stays."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        grant_id: _builtins.str = ...,
+        created_by: _builtins.str = ...,
+        reference: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "created_by", b"created_by", "grant_id", b"grant_id", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeGrantRequest: _TypeAlias = RevokeGrantRequest  # noqa: Y015
+
+@_typing.final
+class RevokeGrantResponse(_message.Message):
+    """What was taken back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    revoked: _builtins.int
+    """How many tokens the revocation took."""
+    replayed: _builtins.bool
+    """Whether this grant had been revoked before."""
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account as it is now."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+        revoked: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "replayed", b"replayed", "revoked", b"revoked"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeGrantResponse: _TypeAlias = RevokeGrantResponse  # noqa: Y015
 
 @_typing.final
 class ReserveRequest(_message.Message):
@@ -582,6 +850,70 @@ class ReserveResponse(_message.Message):
 Global___ReserveResponse: _TypeAlias = ReserveResponse  # noqa: Y015
 
 @_typing.final
+class PreviewReserveRequest(_message.Message):
+    """Asks what a Reserve would come to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reserve(self) -> Global___ReserveRequest:
+        """The Reserve, whole, with an id that need not be the one used later."""
+
+    def __init__(
+        self,
+        *,
+        reserve: Global___ReserveRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reserve", b"reserve"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reserve", b"reserve"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewReserveRequest: _TypeAlias = PreviewReserveRequest  # noqa: Y015
+
+@_typing.final
+class PreviewReserveResponse(_message.Message):
+    """What the Reserve would come to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BALANCE_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
+    LOTS_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """Whether the reservation exists already, so that a Reserve would change nothing."""
+    @_builtins.property
+    def balance(self) -> Global___Balance:
+        """The payer's balance, as it would be after the Reserve."""
+
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pin]:
+        """What it would hold of which lot; the rest would come from tokens without a lot."""
+
+    @_builtins.property
+    def lots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lot]:
+        """The lots that it would hold of, as they would be."""
+
+    def __init__(
+        self,
+        *,
+        balance: Global___Balance | None = ...,
+        pins: _abc.Iterable[Global___Pin] | None = ...,
+        lots: _abc.Iterable[Global___Lot] | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "lots", b"lots", "pins", b"pins", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewReserveResponse: _TypeAlias = PreviewReserveResponse  # noqa: Y015
+
+@_typing.final
 class CommitRequest(_message.Message):
     """Asks to take held tokens."""
 
@@ -661,6 +993,7 @@ class RefundRequest(_message.Message):
     REFUND_ID_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     """The reservation concerned."""
     refund_id: _builtins.str
@@ -669,6 +1002,10 @@ class RefundRequest(_message.Message):
     """How many committed tokens to return; absent means all that are left. Only with a refund_id."""
     created_by: _builtins.str
     """Who made the reservation, when an administrator (scope wallet.admin) acts for another."""
+    grace: _builtins.bool
+    """Whether the work failed on our side: tokens that come back into a lot whose time has passed then live on for the ledger's
+    grace, once, rather than lapse. Not part of the key: the first one stays.
+    """
     def __init__(
         self,
         *,
@@ -676,10 +1013,11 @@ class RefundRequest(_message.Message):
         refund_id: _builtins.str = ...,
         amount: _builtins.int | None = ...,
         created_by: _builtins.str = ...,
+        grace: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "amount", b"amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "amount", b"amount", "created_by", b"created_by", "refund_id", b"refund_id", "reservation_id", b"reservation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "amount", b"amount", "created_by", b"created_by", "grace", b"grace", "refund_id", b"refund_id", "reservation_id", b"reservation_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
     _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
@@ -1192,3 +1530,571 @@ class ListTransactionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTransactionsResponse: _TypeAlias = ListTransactionsResponse  # noqa: Y015
+
+@_typing.final
+class ListReservationsRequest(_message.Message):
+    """Asks for a page of an account's open reservations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account that pays."""
+    page_size: _builtins.int
+    """How many at most; 0 means 100, more than 1,000 is lowered to 1,000."""
+    page_token: _builtins.str
+    """Where to go on: the next_page_token of the page before, or empty."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReservationsRequest: _TypeAlias = ListReservationsRequest  # noqa: Y015
+
+@_typing.final
+class ListReservationsResponse(_message.Message):
+    """A page of open reservations, those that end first before the others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Ask with this for the next page; empty when there is none."""
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
+        """The reservations."""
+
+    def __init__(
+        self,
+        *,
+        reservations: _abc.Iterable[Global___Reservation] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "reservations", b"reservations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReservationsResponse: _TypeAlias = ListReservationsResponse  # noqa: Y015
+
+@_typing.final
+class GetBalanceAtRequest(_message.Message):
+    """Asks for a balance of the past."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account to read."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """The instant; what happened at it is counted."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBalanceAtRequest: _TypeAlias = GetBalanceAtRequest  # noqa: Y015
+
+@_typing.final
+class GetBalanceAtResponse(_message.Message):
+    """The balance as the journal had it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BALANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The account's row of the journal that says so: the last one at or before the instant."""
+    @_builtins.property
+    def balance(self) -> Global___Balance:
+        """What the account had."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When that row was written."""
+
+    def __init__(
+        self,
+        *,
+        balance: Global___Balance | None = ...,
+        revision: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "revision", b"revision", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBalanceAtResponse: _TypeAlias = GetBalanceAtResponse  # noqa: Y015
+
+@_typing.final
+class WatchBalanceRequest(_message.Message):
+    """Asks to watch an account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account to watch."""
+    resume_token: _builtins.str
+    """Where to go on: the resume_token of the last message seen, or empty to begin with a snapshot."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchBalanceRequest: _TypeAlias = WatchBalanceRequest  # noqa: Y015
+
+@_typing.final
+class WatchBalanceResponse(_message.Message):
+    """Something that a watcher is told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    BOOKMARK_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The journal revision that this message brings the watcher to."""
+    resume_token: _builtins.str
+    """Watch again with this to go on behind this message."""
+    @_builtins.property
+    def snapshot(self) -> Global___Account:
+        """The account as it is now: the first message of a watch without a resume_token."""
+
+    @_builtins.property
+    def change(self) -> Global___Transaction:
+        """One row of the account's history, with the balance after it."""
+
+    @_builtins.property
+    def bookmark(self) -> Global___BalanceBookmark:
+        """Nothing happened: all up to the revision has been told."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Global___Account | None = ...,
+        change: Global___Transaction | None = ...,
+        bookmark: Global___BalanceBookmark | None = ...,
+        revision: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "change", b"change", "event", b"event", "snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "change", b"change", "event", b"event", "resume_token", b"resume_token", "revision", b"revision", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["snapshot", "change", "bookmark"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchBalanceResponse: _TypeAlias = WatchBalanceResponse  # noqa: Y015
+
+@_typing.final
+class BalanceBookmark(_message.Message):
+    """A sign of life."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """The server's time."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BalanceBookmark: _TypeAlias = BalanceBookmark  # noqa: Y015
+
+@_typing.final
+class FreezeAccountRequest(_message.Message):
+    """Asks to freeze an account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account to freeze."""
+    change_id: _builtins.str
+    """The key, chosen by the caller."""
+    reference: _builtins.str
+    """Why, up to 256 characters; shown in the account's history."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        change_id: _builtins.str = ...,
+        reference: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "change_id", b"change_id", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeAccountRequest: _TypeAlias = FreezeAccountRequest  # noqa: Y015
+
+@_typing.final
+class FreezeAccountResponse(_message.Message):
+    """The account, frozen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """Whether this change had been made before."""
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account as it is now."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeAccountResponse: _TypeAlias = FreezeAccountResponse  # noqa: Y015
+
+@_typing.final
+class UnfreezeAccountRequest(_message.Message):
+    """Asks to end a freeze."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The frozen account."""
+    change_id: _builtins.str
+    """The key, chosen by the caller."""
+    reference: _builtins.str
+    """Why, up to 256 characters; shown in the account's history."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        change_id: _builtins.str = ...,
+        reference: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "change_id", b"change_id", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnfreezeAccountRequest: _TypeAlias = UnfreezeAccountRequest  # noqa: Y015
+
+@_typing.final
+class UnfreezeAccountResponse(_message.Message):
+    """The account, free again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """Whether this change had been made before."""
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account as it is now."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnfreezeAccountResponse: _TypeAlias = UnfreezeAccountResponse  # noqa: Y015
+
+@_typing.final
+class CloseAccountRequest(_message.Message):
+    """Asks to close an account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    FORFEIT_BALANCE_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account to close."""
+    change_id: _builtins.str
+    """The key, chosen by the caller."""
+    reference: _builtins.str
+    """Why, up to 256 characters; shown in the account's history."""
+    forfeit_balance: _builtins.bool
+    """Whether tokens that are left may be taken; without it an account that has some is not closed."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        change_id: _builtins.str = ...,
+        reference: _builtins.str = ...,
+        forfeit_balance: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "change_id", b"change_id", "forfeit_balance", b"forfeit_balance", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseAccountRequest: _TypeAlias = CloseAccountRequest  # noqa: Y015
+
+@_typing.final
+class CloseAccountResponse(_message.Message):
+    """The account, closed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """Whether this change had been made before."""
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account as it is now."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseAccountResponse: _TypeAlias = CloseAccountResponse  # noqa: Y015
+
+@_typing.final
+class VerifyLedgerRequest(_message.Message):
+    """Asks for a check of the ledger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UP_TO_REVISION_FIELD_NUMBER: _builtins.int
+    up_to_revision: _builtins.int
+    """The last revision to check; 0 means the newest at the start of the check."""
+    def __init__(
+        self,
+        *,
+        up_to_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["up_to_revision", b"up_to_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyLedgerRequest: _TypeAlias = VerifyLedgerRequest  # noqa: Y015
+
+@_typing.final
+class VerifyLedgerResponse(_message.Message):
+    """What a check says on its way and at its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___VerifyProgress:
+        """How far the check has come."""
+
+    @_builtins.property
+    def result(self) -> Global___VerifyResult:
+        """How it ended: the last message."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___VerifyProgress | None = ...,
+        result: Global___VerifyResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "result"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___VerifyLedgerResponse: _TypeAlias = VerifyLedgerResponse  # noqa: Y015
+
+@_typing.final
+class VerifyProgress(_message.Message):
+    """How far a check has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """What is being done, such as "journal" or "reservations"."""
+    done: _builtins.int
+    """How many rows of this step are done."""
+    total: _builtins.int
+    """How many there are, as far as is known; 0 when it is not."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "step", b"step", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyProgress: _TypeAlias = VerifyProgress  # noqa: Y015
+
+@_typing.final
+class VerifyResult(_message.Message):
+    """How a check ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTACT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    LOTS_FIELD_NUMBER: _builtins.int
+    intact: _builtins.bool
+    """Whether everything is as the journal says, and the journal as it was written."""
+    revision: _builtins.int
+    """The revision up to which all was checked."""
+    hash: _builtins.str
+    """The journal's hash at that revision: keep it elsewhere, and a later check shows whether history was rewritten."""
+    accounts: _builtins.int
+    """How many accounts were compared."""
+    reservations: _builtins.int
+    """How many reservations were compared."""
+    lots: _builtins.int
+    """How many lots were compared."""
+    @_builtins.property
+    def fault(self) -> Global___LedgerFault:
+        """The first thing that is broken; absent when intact."""
+
+    def __init__(
+        self,
+        *,
+        intact: _builtins.bool = ...,
+        revision: _builtins.int = ...,
+        hash: _builtins.str = ...,
+        fault: Global___LedgerFault | None = ...,
+        accounts: _builtins.int = ...,
+        reservations: _builtins.int = ...,
+        lots: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "fault", b"fault", "hash", b"hash", "intact", b"intact", "lots", b"lots", "reservations", b"reservations", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyResult: _TypeAlias = VerifyResult  # noqa: Y015
+
+@_typing.final
+class LedgerFault(_message.Message):
+    """Something of the ledger that is not as it must be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    kind: Global___FaultKind.ValueType
+    """What is broken."""
+    subject: _builtins.str
+    """Which one: an account's id, "maker reservation_id", a lot's id, or empty."""
+    revision: _builtins.int
+    """Where in the journal: the broken row, or the last one that touched the subject; 0 when there is none."""
+    expected: _builtins.str
+    """What the journal says it is."""
+    found: _builtins.str
+    """What is stored."""
+    message: _builtins.str
+    """A sentence for people: what is wrong and what to do."""
+    def __init__(
+        self,
+        *,
+        kind: Global___FaultKind.ValueType = ...,
+        subject: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        expected: _builtins.str = ...,
+        found: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected", "found", b"found", "kind", b"kind", "message", b"message", "revision", b"revision", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LedgerFault: _TypeAlias = LedgerFault  # noqa: Y015

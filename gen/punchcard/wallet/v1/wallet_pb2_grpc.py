@@ -54,10 +54,20 @@ class WalletServiceStub:
                 request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GrantRequest.SerializeToString,
                 response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GrantResponse.FromString,
                 _registered_method=True)
+        self.RevokeGrant = channel.unary_unary(
+                '/punchcard.wallet.v1.WalletService/RevokeGrant',
+                request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.RevokeGrantRequest.SerializeToString,
+                response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.RevokeGrantResponse.FromString,
+                _registered_method=True)
         self.Reserve = channel.unary_unary(
                 '/punchcard.wallet.v1.WalletService/Reserve',
                 request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ReserveRequest.SerializeToString,
                 response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ReserveResponse.FromString,
+                _registered_method=True)
+        self.PreviewReserve = channel.unary_unary(
+                '/punchcard.wallet.v1.WalletService/PreviewReserve',
+                request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.PreviewReserveRequest.SerializeToString,
+                response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.PreviewReserveResponse.FromString,
                 _registered_method=True)
         self.Commit = channel.unary_unary(
                 '/punchcard.wallet.v1.WalletService/Commit',
@@ -94,10 +104,45 @@ class WalletServiceStub:
                 request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GetReservationRequest.SerializeToString,
                 response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GetReservationResponse.FromString,
                 _registered_method=True)
+        self.ListReservations = channel.unary_unary(
+                '/punchcard.wallet.v1.WalletService/ListReservations',
+                request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListReservationsRequest.SerializeToString,
+                response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListReservationsResponse.FromString,
+                _registered_method=True)
         self.ListTransactions = channel.unary_unary(
                 '/punchcard.wallet.v1.WalletService/ListTransactions',
                 request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListTransactionsRequest.SerializeToString,
                 response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListTransactionsResponse.FromString,
+                _registered_method=True)
+        self.GetBalanceAt = channel.unary_unary(
+                '/punchcard.wallet.v1.WalletService/GetBalanceAt',
+                request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GetBalanceAtRequest.SerializeToString,
+                response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GetBalanceAtResponse.FromString,
+                _registered_method=True)
+        self.WatchBalance = channel.unary_stream(
+                '/punchcard.wallet.v1.WalletService/WatchBalance',
+                request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.WatchBalanceRequest.SerializeToString,
+                response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.WatchBalanceResponse.FromString,
+                _registered_method=True)
+        self.FreezeAccount = channel.unary_unary(
+                '/punchcard.wallet.v1.WalletService/FreezeAccount',
+                request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.FreezeAccountRequest.SerializeToString,
+                response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.FreezeAccountResponse.FromString,
+                _registered_method=True)
+        self.UnfreezeAccount = channel.unary_unary(
+                '/punchcard.wallet.v1.WalletService/UnfreezeAccount',
+                request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.UnfreezeAccountRequest.SerializeToString,
+                response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.UnfreezeAccountResponse.FromString,
+                _registered_method=True)
+        self.CloseAccount = channel.unary_unary(
+                '/punchcard.wallet.v1.WalletService/CloseAccount',
+                request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.CloseAccountRequest.SerializeToString,
+                response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.CloseAccountResponse.FromString,
+                _registered_method=True)
+        self.VerifyLedger = channel.unary_stream(
+                '/punchcard.wallet.v1.WalletService/VerifyLedger',
+                request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.VerifyLedgerRequest.SerializeToString,
+                response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.VerifyLedgerResponse.FromString,
                 _registered_method=True)
 
 
@@ -127,12 +172,26 @@ class WalletServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Grant(self, request, context):
-        """Gives new tokens to an account.
+        """Gives new tokens to an account. With a lifetime or a priority they form a lot of their own: tokens are spent from lots in
+        the order priority (low first), end of life (early first), age; tokens without a lot have priority 50 and no end.
 
-        Scope: wallet.grant. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, BALANCE_LIMIT.
+        Scope: wallet.grant. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED, LOT_LIMIT, BALANCE_LIMIT.
         Retry: safe, (caller, grant_id) is the key.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "grant_id": "top-up-1", "amount": 100}' localhost:50051 punchcard.wallet.v1.WalletService/Grant
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeGrant(self, request, context):
+        """Takes back what is left of a grant: of a lot the part that is neither spent nor held, of a grant without a lot at most its
+        amount, out of what the account has available of such tokens. What a revoked lot's holds give back later lapses.
+
+        Scope: wallet.grant. Only the principal that made the grant, or an administrator, may. Errors: ACCOUNT_NOT_FOUND,
+        GRANT_NOT_FOUND. Retry: safe, the grant is the key.
+
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "grant_id": "top-up-1"}' localhost:50051 punchcard.wallet.v1.WalletService/RevokeGrant
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,10 +201,23 @@ class WalletServiceServicer:
         """Holds tokens of an account for work that is about to be done. Go on only when the answer's state is HELD.
 
         Scope: wallet.reserve. A caller with the scope account.open opens the account implicitly when the call succeeds.
-        Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), INSUFFICIENT_FUNDS.
+        Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), ACCOUNT_CLOSED, ACCOUNT_FROZEN,
+        INSUFFICIENT_FUNDS.
         Retry: safe, (caller, reservation_id) is the key.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "reservation_id": "job-1", "amount": 5, "hold_duration": "600s"}' localhost:50051 punchcard.wallet.v1.WalletService/Reserve
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewReserve(self, request, context):
+        """Says what a Reserve would come to, and from which lots, and changes nothing. The answer is no hold: another command may
+        take the tokens before the Reserve comes.
+
+        Scope: wallet.reserve. Errors: as Reserve. Retry: safe, nothing is changed.
+
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reserve": {"account_id": "alice", "reservation_id": "job-9", "amount": 5, "hold_duration": "600s"}}' localhost:50051 punchcard.wallet.v1.WalletService/PreviewReserve
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +227,8 @@ class WalletServiceServicer:
         """Takes held tokens for good. Less than was held may be taken: the rest is released in the same transaction.
 
         Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH (committed before with another request),
-        RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION, INSUFFICIENT_FUNDS (late only).
+        RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION; and of a late one, which takes
+        what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, INSUFFICIENT_FUNDS.
         Retry: safe, the reservation is the key.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "amount": 3}' localhost:50051 punchcard.wallet.v1.WalletService/Commit
@@ -170,7 +243,7 @@ class WalletServiceServicer:
         Releasing an unknown reservation_id leaves a tombstone: a Reserve of that id which comes later is refused.
         Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_COMMITTED (a release),
         RESERVATION_NOT_COMMITTED, RESERVATION_RELEASED, RESERVATION_EXPIRED (a refund by refund_id), REFUND_EXCEEDS_COMMITTED,
-        BALANCE_LIMIT. Retry: safe, (reservation, refund_id) is the key.
+        ACCOUNT_CLOSED, BALANCE_LIMIT. Retry: safe, (reservation, refund_id) is the key.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "refund_id": "complaint-7", "amount": 1}' localhost:50051 punchcard.wallet.v1.WalletService/Refund
         """
@@ -236,6 +309,19 @@ class WalletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListReservations(self, request, context):
+        """Pages through the open reservations that an account pays for, those that end first before the others. Ended ones are in
+        the account's history, see ListTransactions.
+
+        Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
+        Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListReservations
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTransactions(self, request, context):
         """Pages through an account's journal, newest first.
 
@@ -243,6 +329,83 @@ class WalletServiceServicer:
         Limits: page_size up to 1,000 (more is lowered), 0 means 100.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBalanceAt(self, request, context):
+        """Reads what an account had at an instant of the past, as its journal tells it.
+
+        Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND (or not opened yet at that time), INVALID_FIELD (a time to come).
+        Retry: safe, a read.
+
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "time": "2026-11-25T00:00:00Z"}' localhost:50051 punchcard.wallet.v1.WalletService/GetBalanceAt
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchBalance(self, request, context):
+        """Streams an account's balance: a snapshot, a bookmark, then each change as it happens, once and in order, for as long as
+        the token is valid. Every message carries a resume_token to go on from; a bookmark comes at least each 30 seconds.
+
+        Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, REVISION_UNKNOWN (a resume_token of the future or of another database),
+        REVISION_COMPACTED, and TOKEN_EXPIRED or SERVER_DRAINING at the end. Retry: with the last resume_token.
+
+        grpcurl -plaintext -max-time 2 -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice"}' localhost:50051 punchcard.wallet.v1.WalletService/WatchBalance
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FreezeAccount(self, request, context):
+        """Freezes an account: nothing more can be held or taken late. Open reservations may be committed, released and amended as
+        before; grants and refunds still come in.
+
+        Scope: wallet.admin. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED. Retry: safe, (caller, change_id) is
+        the key: repeated after an Unfreeze it does not freeze again.
+
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "change_id": "freeze-1", "reference": "dispute 7"}' localhost:50051 punchcard.wallet.v1.WalletService/FreezeAccount
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnfreezeAccount(self, request, context):
+        """Ends a freeze.
+
+        Scope: wallet.admin. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED. Retry: safe, (caller, change_id) is
+        the key.
+
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "change_id": "unfreeze-1"}' localhost:50051 punchcard.wallet.v1.WalletService/UnfreezeAccount
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseAccount(self, request, context):
+        """Closes an account for ever: its id can't be opened again. It must have no open reservation, and no tokens unless
+        forfeit_balance says that what is left may be taken.
+
+        Scope: wallet.admin. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED (by another change),
+        ACCOUNT_NOT_EMPTY. Retry: safe, (caller, change_id) is the key.
+
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "carol", "change_id": "close-1", "forfeit_balance": true}' localhost:50051 punchcard.wallet.v1.WalletService/CloseAccount
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyLedger(self, request, context):
+        """Checks the whole ledger up to a revision: recomputes the journal's hash chain, rebuilds every account, reservation, lot,
+        grant and key from it and compares them with what is stored. Tells its progress, then one result, which names the first
+        thing that is broken. The ledger stays open meanwhile; what changes after the revision is left to the next check.
+
+        Scope: wallet.admin. Errors: INVALID_FIELD (a revision to come), STORE_DAMAGED (the database can't be read). Retry: safe,
+        a read. Limits: one check at a time (SERVER_BUSY).
+
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{}' localhost:50051 punchcard.wallet.v1.WalletService/VerifyLedger
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -261,10 +424,20 @@ def add_WalletServiceServicer_to_server(servicer, server):
                     request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GrantRequest.FromString,
                     response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GrantResponse.SerializeToString,
             ),
+            'RevokeGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeGrant,
+                    request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.RevokeGrantRequest.FromString,
+                    response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.RevokeGrantResponse.SerializeToString,
+            ),
             'Reserve': grpc.unary_unary_rpc_method_handler(
                     servicer.Reserve,
                     request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ReserveRequest.FromString,
                     response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ReserveResponse.SerializeToString,
+            ),
+            'PreviewReserve': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewReserve,
+                    request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.PreviewReserveRequest.FromString,
+                    response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.PreviewReserveResponse.SerializeToString,
             ),
             'Commit': grpc.unary_unary_rpc_method_handler(
                     servicer.Commit,
@@ -301,10 +474,45 @@ def add_WalletServiceServicer_to_server(servicer, server):
                     request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GetReservationRequest.FromString,
                     response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GetReservationResponse.SerializeToString,
             ),
+            'ListReservations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReservations,
+                    request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListReservationsRequest.FromString,
+                    response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListReservationsResponse.SerializeToString,
+            ),
             'ListTransactions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTransactions,
                     request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListTransactionsRequest.FromString,
                     response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListTransactionsResponse.SerializeToString,
+            ),
+            'GetBalanceAt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBalanceAt,
+                    request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GetBalanceAtRequest.FromString,
+                    response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GetBalanceAtResponse.SerializeToString,
+            ),
+            'WatchBalance': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchBalance,
+                    request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.WatchBalanceRequest.FromString,
+                    response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.WatchBalanceResponse.SerializeToString,
+            ),
+            'FreezeAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezeAccount,
+                    request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.FreezeAccountRequest.FromString,
+                    response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.FreezeAccountResponse.SerializeToString,
+            ),
+            'UnfreezeAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnfreezeAccount,
+                    request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.UnfreezeAccountRequest.FromString,
+                    response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.UnfreezeAccountResponse.SerializeToString,
+            ),
+            'CloseAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseAccount,
+                    request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.CloseAccountRequest.FromString,
+                    response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.CloseAccountResponse.SerializeToString,
+            ),
+            'VerifyLedger': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyLedger,
+                    request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.VerifyLedgerRequest.FromString,
+                    response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.VerifyLedgerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -382,6 +590,33 @@ class WalletService:
             _registered_method=True)
 
     @staticmethod
+    def RevokeGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punchcard.wallet.v1.WalletService/RevokeGrant',
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.RevokeGrantRequest.SerializeToString,
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.RevokeGrantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Reserve(request,
             target,
             options=(),
@@ -398,6 +633,33 @@ class WalletService:
             '/punchcard.wallet.v1.WalletService/Reserve',
             punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ReserveRequest.SerializeToString,
             punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ReserveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewReserve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punchcard.wallet.v1.WalletService/PreviewReserve',
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.PreviewReserveRequest.SerializeToString,
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.PreviewReserveResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -598,6 +860,33 @@ class WalletService:
             _registered_method=True)
 
     @staticmethod
+    def ListReservations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punchcard.wallet.v1.WalletService/ListReservations',
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListReservationsRequest.SerializeToString,
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListReservationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListTransactions(request,
             target,
             options=(),
@@ -614,6 +903,168 @@ class WalletService:
             '/punchcard.wallet.v1.WalletService/ListTransactions',
             punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListTransactionsRequest.SerializeToString,
             punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListTransactionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBalanceAt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punchcard.wallet.v1.WalletService/GetBalanceAt',
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GetBalanceAtRequest.SerializeToString,
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GetBalanceAtResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchBalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/punchcard.wallet.v1.WalletService/WatchBalance',
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.WatchBalanceRequest.SerializeToString,
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.WatchBalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezeAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punchcard.wallet.v1.WalletService/FreezeAccount',
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.FreezeAccountRequest.SerializeToString,
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.FreezeAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnfreezeAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punchcard.wallet.v1.WalletService/UnfreezeAccount',
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.UnfreezeAccountRequest.SerializeToString,
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.UnfreezeAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punchcard.wallet.v1.WalletService/CloseAccount',
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.CloseAccountRequest.SerializeToString,
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.CloseAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/punchcard.wallet.v1.WalletService/VerifyLedger',
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.VerifyLedgerRequest.SerializeToString,
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.VerifyLedgerResponse.FromString,
             options,
             channel_credentials,
             insecure,

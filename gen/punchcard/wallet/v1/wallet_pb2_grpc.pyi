@@ -52,27 +52,47 @@ class WalletServiceStub:
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice"}' localhost:50051 punchcard.wallet.v1.WalletService/OpenAccount
     """
     Grant: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.GrantRequest, _wallet_pb2.GrantResponse]
-    """Gives new tokens to an account.
+    """Gives new tokens to an account. With a lifetime or a priority they form a lot of their own: tokens are spent from lots in
+    the order priority (low first), end of life (early first), age; tokens without a lot have priority 50 and no end.
 
-    Scope: wallet.grant. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, BALANCE_LIMIT.
+    Scope: wallet.grant. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED, LOT_LIMIT, BALANCE_LIMIT.
     Retry: safe, (caller, grant_id) is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "grant_id": "top-up-1", "amount": 100}' localhost:50051 punchcard.wallet.v1.WalletService/Grant
+    """
+    RevokeGrant: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.RevokeGrantRequest, _wallet_pb2.RevokeGrantResponse]
+    """Takes back what is left of a grant: of a lot the part that is neither spent nor held, of a grant without a lot at most its
+    amount, out of what the account has available of such tokens. What a revoked lot's holds give back later lapses.
+
+    Scope: wallet.grant. Only the principal that made the grant, or an administrator, may. Errors: ACCOUNT_NOT_FOUND,
+    GRANT_NOT_FOUND. Retry: safe, the grant is the key.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "grant_id": "top-up-1"}' localhost:50051 punchcard.wallet.v1.WalletService/RevokeGrant
     """
     Reserve: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.ReserveRequest, _wallet_pb2.ReserveResponse]
     """Holds tokens of an account for work that is about to be done. Go on only when the answer's state is HELD.
 
     Scope: wallet.reserve. A caller with the scope account.open opens the account implicitly when the call succeeds.
-    Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), INSUFFICIENT_FUNDS.
+    Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), ACCOUNT_CLOSED, ACCOUNT_FROZEN,
+    INSUFFICIENT_FUNDS.
     Retry: safe, (caller, reservation_id) is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "reservation_id": "job-1", "amount": 5, "hold_duration": "600s"}' localhost:50051 punchcard.wallet.v1.WalletService/Reserve
+    """
+    PreviewReserve: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.PreviewReserveRequest, _wallet_pb2.PreviewReserveResponse]
+    """Says what a Reserve would come to, and from which lots, and changes nothing. The answer is no hold: another command may
+    take the tokens before the Reserve comes.
+
+    Scope: wallet.reserve. Errors: as Reserve. Retry: safe, nothing is changed.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reserve": {"account_id": "alice", "reservation_id": "job-9", "amount": 5, "hold_duration": "600s"}}' localhost:50051 punchcard.wallet.v1.WalletService/PreviewReserve
     """
     Commit: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.CommitRequest, _wallet_pb2.CommitResponse]
     """Takes held tokens for good. Less than was held may be taken: the rest is released in the same transaction.
 
     Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH (committed before with another request),
-    RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION, INSUFFICIENT_FUNDS (late only).
+    RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION; and of a late one, which takes
+    what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, INSUFFICIENT_FUNDS.
     Retry: safe, the reservation is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "amount": 3}' localhost:50051 punchcard.wallet.v1.WalletService/Commit
@@ -83,7 +103,7 @@ class WalletServiceStub:
     Releasing an unknown reservation_id leaves a tombstone: a Reserve of that id which comes later is refused.
     Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_COMMITTED (a release),
     RESERVATION_NOT_COMMITTED, RESERVATION_RELEASED, RESERVATION_EXPIRED (a refund by refund_id), REFUND_EXCEEDS_COMMITTED,
-    BALANCE_LIMIT. Retry: safe, (reservation, refund_id) is the key.
+    ACCOUNT_CLOSED, BALANCE_LIMIT. Retry: safe, (reservation, refund_id) is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "refund_id": "complaint-7", "amount": 1}' localhost:50051 punchcard.wallet.v1.WalletService/Refund
     """
@@ -125,6 +145,15 @@ class WalletServiceStub:
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1"}' localhost:50051 punchcard.wallet.v1.WalletService/GetReservation
     """
+    ListReservations: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.ListReservationsRequest, _wallet_pb2.ListReservationsResponse]
+    """Pages through the open reservations that an account pays for, those that end first before the others. Ended ones are in
+    the account's history, see ListTransactions.
+
+    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
+    Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListReservations
+    """
     ListTransactions: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.ListTransactionsRequest, _wallet_pb2.ListTransactionsResponse]
     """Pages through an account's journal, newest first.
 
@@ -132,6 +161,59 @@ class WalletServiceStub:
     Limits: page_size up to 1,000 (more is lowered), 0 means 100.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+    """
+    GetBalanceAt: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.GetBalanceAtRequest, _wallet_pb2.GetBalanceAtResponse]
+    """Reads what an account had at an instant of the past, as its journal tells it.
+
+    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND (or not opened yet at that time), INVALID_FIELD (a time to come).
+    Retry: safe, a read.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "time": "2026-11-25T00:00:00Z"}' localhost:50051 punchcard.wallet.v1.WalletService/GetBalanceAt
+    """
+    WatchBalance: _grpc.UnaryStreamMultiCallable[_wallet_pb2.WatchBalanceRequest, _wallet_pb2.WatchBalanceResponse]
+    """Streams an account's balance: a snapshot, a bookmark, then each change as it happens, once and in order, for as long as
+    the token is valid. Every message carries a resume_token to go on from; a bookmark comes at least each 30 seconds.
+
+    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, REVISION_UNKNOWN (a resume_token of the future or of another database),
+    REVISION_COMPACTED, and TOKEN_EXPIRED or SERVER_DRAINING at the end. Retry: with the last resume_token.
+
+      grpcurl -plaintext -max-time 2 -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice"}' localhost:50051 punchcard.wallet.v1.WalletService/WatchBalance
+    """
+    FreezeAccount: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.FreezeAccountRequest, _wallet_pb2.FreezeAccountResponse]
+    """Freezes an account: nothing more can be held or taken late. Open reservations may be committed, released and amended as
+    before; grants and refunds still come in.
+
+    Scope: wallet.admin. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED. Retry: safe, (caller, change_id) is
+    the key: repeated after an Unfreeze it does not freeze again.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "change_id": "freeze-1", "reference": "dispute 7"}' localhost:50051 punchcard.wallet.v1.WalletService/FreezeAccount
+    """
+    UnfreezeAccount: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.UnfreezeAccountRequest, _wallet_pb2.UnfreezeAccountResponse]
+    """Ends a freeze.
+
+    Scope: wallet.admin. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED. Retry: safe, (caller, change_id) is
+    the key.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "change_id": "unfreeze-1"}' localhost:50051 punchcard.wallet.v1.WalletService/UnfreezeAccount
+    """
+    CloseAccount: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.CloseAccountRequest, _wallet_pb2.CloseAccountResponse]
+    """Closes an account for ever: its id can't be opened again. It must have no open reservation, and no tokens unless
+    forfeit_balance says that what is left may be taken.
+
+    Scope: wallet.admin. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED (by another change),
+    ACCOUNT_NOT_EMPTY. Retry: safe, (caller, change_id) is the key.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "carol", "change_id": "close-1", "forfeit_balance": true}' localhost:50051 punchcard.wallet.v1.WalletService/CloseAccount
+    """
+    VerifyLedger: _grpc.UnaryStreamMultiCallable[_wallet_pb2.VerifyLedgerRequest, _wallet_pb2.VerifyLedgerResponse]
+    """Checks the whole ledger up to a revision: recomputes the journal's hash chain, rebuilds every account, reservation, lot,
+    grant and key from it and compares them with what is stored. Tells its progress, then one result, which names the first
+    thing that is broken. The ledger stays open meanwhile; what changes after the revision is left to the next check.
+
+    Scope: wallet.admin. Errors: INVALID_FIELD (a revision to come), STORE_DAMAGED (the database can't be read). Retry: safe,
+    a read. Limits: one check at a time (SERVER_BUSY).
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{}' localhost:50051 punchcard.wallet.v1.WalletService/VerifyLedger
     """
 
 @_typing.type_check_only
@@ -158,27 +240,47 @@ class WalletServiceAsyncStub(WalletServiceStub):
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice"}' localhost:50051 punchcard.wallet.v1.WalletService/OpenAccount
     """
     Grant: _aio.UnaryUnaryMultiCallable[_wallet_pb2.GrantRequest, _wallet_pb2.GrantResponse]  # type: ignore[assignment]
-    """Gives new tokens to an account.
+    """Gives new tokens to an account. With a lifetime or a priority they form a lot of their own: tokens are spent from lots in
+    the order priority (low first), end of life (early first), age; tokens without a lot have priority 50 and no end.
 
-    Scope: wallet.grant. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, BALANCE_LIMIT.
+    Scope: wallet.grant. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED, LOT_LIMIT, BALANCE_LIMIT.
     Retry: safe, (caller, grant_id) is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "grant_id": "top-up-1", "amount": 100}' localhost:50051 punchcard.wallet.v1.WalletService/Grant
+    """
+    RevokeGrant: _aio.UnaryUnaryMultiCallable[_wallet_pb2.RevokeGrantRequest, _wallet_pb2.RevokeGrantResponse]  # type: ignore[assignment]
+    """Takes back what is left of a grant: of a lot the part that is neither spent nor held, of a grant without a lot at most its
+    amount, out of what the account has available of such tokens. What a revoked lot's holds give back later lapses.
+
+    Scope: wallet.grant. Only the principal that made the grant, or an administrator, may. Errors: ACCOUNT_NOT_FOUND,
+    GRANT_NOT_FOUND. Retry: safe, the grant is the key.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "grant_id": "top-up-1"}' localhost:50051 punchcard.wallet.v1.WalletService/RevokeGrant
     """
     Reserve: _aio.UnaryUnaryMultiCallable[_wallet_pb2.ReserveRequest, _wallet_pb2.ReserveResponse]  # type: ignore[assignment]
     """Holds tokens of an account for work that is about to be done. Go on only when the answer's state is HELD.
 
     Scope: wallet.reserve. A caller with the scope account.open opens the account implicitly when the call succeeds.
-    Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), INSUFFICIENT_FUNDS.
+    Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), ACCOUNT_CLOSED, ACCOUNT_FROZEN,
+    INSUFFICIENT_FUNDS.
     Retry: safe, (caller, reservation_id) is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "reservation_id": "job-1", "amount": 5, "hold_duration": "600s"}' localhost:50051 punchcard.wallet.v1.WalletService/Reserve
+    """
+    PreviewReserve: _aio.UnaryUnaryMultiCallable[_wallet_pb2.PreviewReserveRequest, _wallet_pb2.PreviewReserveResponse]  # type: ignore[assignment]
+    """Says what a Reserve would come to, and from which lots, and changes nothing. The answer is no hold: another command may
+    take the tokens before the Reserve comes.
+
+    Scope: wallet.reserve. Errors: as Reserve. Retry: safe, nothing is changed.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reserve": {"account_id": "alice", "reservation_id": "job-9", "amount": 5, "hold_duration": "600s"}}' localhost:50051 punchcard.wallet.v1.WalletService/PreviewReserve
     """
     Commit: _aio.UnaryUnaryMultiCallable[_wallet_pb2.CommitRequest, _wallet_pb2.CommitResponse]  # type: ignore[assignment]
     """Takes held tokens for good. Less than was held may be taken: the rest is released in the same transaction.
 
     Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH (committed before with another request),
-    RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION, INSUFFICIENT_FUNDS (late only).
+    RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION; and of a late one, which takes
+    what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, INSUFFICIENT_FUNDS.
     Retry: safe, the reservation is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "amount": 3}' localhost:50051 punchcard.wallet.v1.WalletService/Commit
@@ -189,7 +291,7 @@ class WalletServiceAsyncStub(WalletServiceStub):
     Releasing an unknown reservation_id leaves a tombstone: a Reserve of that id which comes later is refused.
     Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_COMMITTED (a release),
     RESERVATION_NOT_COMMITTED, RESERVATION_RELEASED, RESERVATION_EXPIRED (a refund by refund_id), REFUND_EXCEEDS_COMMITTED,
-    BALANCE_LIMIT. Retry: safe, (reservation, refund_id) is the key.
+    ACCOUNT_CLOSED, BALANCE_LIMIT. Retry: safe, (reservation, refund_id) is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "refund_id": "complaint-7", "amount": 1}' localhost:50051 punchcard.wallet.v1.WalletService/Refund
     """
@@ -231,6 +333,15 @@ class WalletServiceAsyncStub(WalletServiceStub):
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1"}' localhost:50051 punchcard.wallet.v1.WalletService/GetReservation
     """
+    ListReservations: _aio.UnaryUnaryMultiCallable[_wallet_pb2.ListReservationsRequest, _wallet_pb2.ListReservationsResponse]  # type: ignore[assignment]
+    """Pages through the open reservations that an account pays for, those that end first before the others. Ended ones are in
+    the account's history, see ListTransactions.
+
+    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
+    Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListReservations
+    """
     ListTransactions: _aio.UnaryUnaryMultiCallable[_wallet_pb2.ListTransactionsRequest, _wallet_pb2.ListTransactionsResponse]  # type: ignore[assignment]
     """Pages through an account's journal, newest first.
 
@@ -238,6 +349,59 @@ class WalletServiceAsyncStub(WalletServiceStub):
     Limits: page_size up to 1,000 (more is lowered), 0 means 100.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+    """
+    GetBalanceAt: _aio.UnaryUnaryMultiCallable[_wallet_pb2.GetBalanceAtRequest, _wallet_pb2.GetBalanceAtResponse]  # type: ignore[assignment]
+    """Reads what an account had at an instant of the past, as its journal tells it.
+
+    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND (or not opened yet at that time), INVALID_FIELD (a time to come).
+    Retry: safe, a read.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "time": "2026-11-25T00:00:00Z"}' localhost:50051 punchcard.wallet.v1.WalletService/GetBalanceAt
+    """
+    WatchBalance: _aio.UnaryStreamMultiCallable[_wallet_pb2.WatchBalanceRequest, _wallet_pb2.WatchBalanceResponse]  # type: ignore[assignment]
+    """Streams an account's balance: a snapshot, a bookmark, then each change as it happens, once and in order, for as long as
+    the token is valid. Every message carries a resume_token to go on from; a bookmark comes at least each 30 seconds.
+
+    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, REVISION_UNKNOWN (a resume_token of the future or of another database),
+    REVISION_COMPACTED, and TOKEN_EXPIRED or SERVER_DRAINING at the end. Retry: with the last resume_token.
+
+      grpcurl -plaintext -max-time 2 -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice"}' localhost:50051 punchcard.wallet.v1.WalletService/WatchBalance
+    """
+    FreezeAccount: _aio.UnaryUnaryMultiCallable[_wallet_pb2.FreezeAccountRequest, _wallet_pb2.FreezeAccountResponse]  # type: ignore[assignment]
+    """Freezes an account: nothing more can be held or taken late. Open reservations may be committed, released and amended as
+    before; grants and refunds still come in.
+
+    Scope: wallet.admin. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED. Retry: safe, (caller, change_id) is
+    the key: repeated after an Unfreeze it does not freeze again.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "change_id": "freeze-1", "reference": "dispute 7"}' localhost:50051 punchcard.wallet.v1.WalletService/FreezeAccount
+    """
+    UnfreezeAccount: _aio.UnaryUnaryMultiCallable[_wallet_pb2.UnfreezeAccountRequest, _wallet_pb2.UnfreezeAccountResponse]  # type: ignore[assignment]
+    """Ends a freeze.
+
+    Scope: wallet.admin. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED. Retry: safe, (caller, change_id) is
+    the key.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "change_id": "unfreeze-1"}' localhost:50051 punchcard.wallet.v1.WalletService/UnfreezeAccount
+    """
+    CloseAccount: _aio.UnaryUnaryMultiCallable[_wallet_pb2.CloseAccountRequest, _wallet_pb2.CloseAccountResponse]  # type: ignore[assignment]
+    """Closes an account for ever: its id can't be opened again. It must have no open reservation, and no tokens unless
+    forfeit_balance says that what is left may be taken.
+
+    Scope: wallet.admin. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED (by another change),
+    ACCOUNT_NOT_EMPTY. Retry: safe, (caller, change_id) is the key.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "carol", "change_id": "close-1", "forfeit_balance": true}' localhost:50051 punchcard.wallet.v1.WalletService/CloseAccount
+    """
+    VerifyLedger: _aio.UnaryStreamMultiCallable[_wallet_pb2.VerifyLedgerRequest, _wallet_pb2.VerifyLedgerResponse]  # type: ignore[assignment]
+    """Checks the whole ledger up to a revision: recomputes the journal's hash chain, rebuilds every account, reservation, lot,
+    grant and key from it and compares them with what is stored. Tells its progress, then one result, which names the first
+    thing that is broken. The ledger stays open meanwhile; what changes after the revision is left to the next check.
+
+    Scope: wallet.admin. Errors: INVALID_FIELD (a revision to come), STORE_DAMAGED (the database can't be read). Retry: safe,
+    a read. Limits: one check at a time (SERVER_BUSY).
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{}' localhost:50051 punchcard.wallet.v1.WalletService/VerifyLedger
     """
 
 class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -273,12 +437,28 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_pb2.GrantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_pb2.GrantResponse, _abc.Awaitable[_wallet_pb2.GrantResponse]]:
-        """Gives new tokens to an account.
+        """Gives new tokens to an account. With a lifetime or a priority they form a lot of their own: tokens are spent from lots in
+        the order priority (low first), end of life (early first), age; tokens without a lot have priority 50 and no end.
 
-        Scope: wallet.grant. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, BALANCE_LIMIT.
+        Scope: wallet.grant. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED, LOT_LIMIT, BALANCE_LIMIT.
         Retry: safe, (caller, grant_id) is the key.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "grant_id": "top-up-1", "amount": 100}' localhost:50051 punchcard.wallet.v1.WalletService/Grant
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeGrant(
+        self,
+        request: _wallet_pb2.RevokeGrantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_pb2.RevokeGrantResponse, _abc.Awaitable[_wallet_pb2.RevokeGrantResponse]]:
+        """Takes back what is left of a grant: of a lot the part that is neither spent nor held, of a grant without a lot at most its
+        amount, out of what the account has available of such tokens. What a revoked lot's holds give back later lapses.
+
+        Scope: wallet.grant. Only the principal that made the grant, or an administrator, may. Errors: ACCOUNT_NOT_FOUND,
+        GRANT_NOT_FOUND. Retry: safe, the grant is the key.
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "grant_id": "top-up-1"}' localhost:50051 punchcard.wallet.v1.WalletService/RevokeGrant
         """
 
     @_abc_1.abstractmethod
@@ -290,10 +470,25 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         """Holds tokens of an account for work that is about to be done. Go on only when the answer's state is HELD.
 
         Scope: wallet.reserve. A caller with the scope account.open opens the account implicitly when the call succeeds.
-        Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), INSUFFICIENT_FUNDS.
+        Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), ACCOUNT_CLOSED, ACCOUNT_FROZEN,
+        INSUFFICIENT_FUNDS.
         Retry: safe, (caller, reservation_id) is the key.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "reservation_id": "job-1", "amount": 5, "hold_duration": "600s"}' localhost:50051 punchcard.wallet.v1.WalletService/Reserve
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewReserve(
+        self,
+        request: _wallet_pb2.PreviewReserveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_pb2.PreviewReserveResponse, _abc.Awaitable[_wallet_pb2.PreviewReserveResponse]]:
+        """Says what a Reserve would come to, and from which lots, and changes nothing. The answer is no hold: another command may
+        take the tokens before the Reserve comes.
+
+        Scope: wallet.reserve. Errors: as Reserve. Retry: safe, nothing is changed.
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reserve": {"account_id": "alice", "reservation_id": "job-9", "amount": 5, "hold_duration": "600s"}}' localhost:50051 punchcard.wallet.v1.WalletService/PreviewReserve
         """
 
     @_abc_1.abstractmethod
@@ -305,7 +500,8 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes held tokens for good. Less than was held may be taken: the rest is released in the same transaction.
 
         Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH (committed before with another request),
-        RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION, INSUFFICIENT_FUNDS (late only).
+        RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION; and of a late one, which takes
+        what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, INSUFFICIENT_FUNDS.
         Retry: safe, the reservation is the key.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "amount": 3}' localhost:50051 punchcard.wallet.v1.WalletService/Commit
@@ -322,7 +518,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         Releasing an unknown reservation_id leaves a tombstone: a Reserve of that id which comes later is refused.
         Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_COMMITTED (a release),
         RESERVATION_NOT_COMMITTED, RESERVATION_RELEASED, RESERVATION_EXPIRED (a refund by refund_id), REFUND_EXCEEDS_COMMITTED,
-        BALANCE_LIMIT. Retry: safe, (reservation, refund_id) is the key.
+        ACCOUNT_CLOSED, BALANCE_LIMIT. Retry: safe, (reservation, refund_id) is the key.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "refund_id": "complaint-7", "amount": 1}' localhost:50051 punchcard.wallet.v1.WalletService/Refund
         """
@@ -396,6 +592,21 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ListReservations(
+        self,
+        request: _wallet_pb2.ListReservationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_pb2.ListReservationsResponse, _abc.Awaitable[_wallet_pb2.ListReservationsResponse]]:
+        """Pages through the open reservations that an account pays for, those that end first before the others. Ended ones are in
+        the account's history, see ListTransactions.
+
+        Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
+        Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListReservations
+        """
+
+    @_abc_1.abstractmethod
     def ListTransactions(
         self,
         request: _wallet_pb2.ListTransactionsRequest,
@@ -407,6 +618,95 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         Limits: page_size up to 1,000 (more is lowered), 0 means 100.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+        """
+
+    @_abc_1.abstractmethod
+    def GetBalanceAt(
+        self,
+        request: _wallet_pb2.GetBalanceAtRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_pb2.GetBalanceAtResponse, _abc.Awaitable[_wallet_pb2.GetBalanceAtResponse]]:
+        """Reads what an account had at an instant of the past, as its journal tells it.
+
+        Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND (or not opened yet at that time), INVALID_FIELD (a time to come).
+        Retry: safe, a read.
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "time": "2026-11-25T00:00:00Z"}' localhost:50051 punchcard.wallet.v1.WalletService/GetBalanceAt
+        """
+
+    @_abc_1.abstractmethod
+    def WatchBalance(
+        self,
+        request: _wallet_pb2.WatchBalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_wallet_pb2.WatchBalanceResponse], _abc.AsyncIterator[_wallet_pb2.WatchBalanceResponse]]:
+        """Streams an account's balance: a snapshot, a bookmark, then each change as it happens, once and in order, for as long as
+        the token is valid. Every message carries a resume_token to go on from; a bookmark comes at least each 30 seconds.
+
+        Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, REVISION_UNKNOWN (a resume_token of the future or of another database),
+        REVISION_COMPACTED, and TOKEN_EXPIRED or SERVER_DRAINING at the end. Retry: with the last resume_token.
+
+          grpcurl -plaintext -max-time 2 -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice"}' localhost:50051 punchcard.wallet.v1.WalletService/WatchBalance
+        """
+
+    @_abc_1.abstractmethod
+    def FreezeAccount(
+        self,
+        request: _wallet_pb2.FreezeAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_pb2.FreezeAccountResponse, _abc.Awaitable[_wallet_pb2.FreezeAccountResponse]]:
+        """Freezes an account: nothing more can be held or taken late. Open reservations may be committed, released and amended as
+        before; grants and refunds still come in.
+
+        Scope: wallet.admin. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED. Retry: safe, (caller, change_id) is
+        the key: repeated after an Unfreeze it does not freeze again.
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "change_id": "freeze-1", "reference": "dispute 7"}' localhost:50051 punchcard.wallet.v1.WalletService/FreezeAccount
+        """
+
+    @_abc_1.abstractmethod
+    def UnfreezeAccount(
+        self,
+        request: _wallet_pb2.UnfreezeAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_pb2.UnfreezeAccountResponse, _abc.Awaitable[_wallet_pb2.UnfreezeAccountResponse]]:
+        """Ends a freeze.
+
+        Scope: wallet.admin. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED. Retry: safe, (caller, change_id) is
+        the key.
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "change_id": "unfreeze-1"}' localhost:50051 punchcard.wallet.v1.WalletService/UnfreezeAccount
+        """
+
+    @_abc_1.abstractmethod
+    def CloseAccount(
+        self,
+        request: _wallet_pb2.CloseAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_pb2.CloseAccountResponse, _abc.Awaitable[_wallet_pb2.CloseAccountResponse]]:
+        """Closes an account for ever: its id can't be opened again. It must have no open reservation, and no tokens unless
+        forfeit_balance says that what is left may be taken.
+
+        Scope: wallet.admin. Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED (by another change),
+        ACCOUNT_NOT_EMPTY. Retry: safe, (caller, change_id) is the key.
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "carol", "change_id": "close-1", "forfeit_balance": true}' localhost:50051 punchcard.wallet.v1.WalletService/CloseAccount
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyLedger(
+        self,
+        request: _wallet_pb2.VerifyLedgerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_wallet_pb2.VerifyLedgerResponse], _abc.AsyncIterator[_wallet_pb2.VerifyLedgerResponse]]:
+        """Checks the whole ledger up to a revision: recomputes the journal's hash chain, rebuilds every account, reservation, lot,
+        grant and key from it and compares them with what is stored. Tells its progress, then one result, which names the first
+        thing that is broken. The ledger stays open meanwhile; what changes after the revision is left to the next check.
+
+        Scope: wallet.admin. Errors: INVALID_FIELD (a revision to come), STORE_DAMAGED (the database can't be read). Retry: safe,
+        a read. Limits: one check at a time (SERVER_BUSY).
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{}' localhost:50051 punchcard.wallet.v1.WalletService/VerifyLedger
         """
 
 def add_WalletServiceServicer_to_server(servicer: WalletServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
