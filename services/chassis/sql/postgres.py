@@ -52,8 +52,14 @@ class _PostgresTransaction(Transaction):
     async def run_all(self, statements: Sequence[tuple[str, Rows]], /) -> None:
         for name, rows in statements:
             statement = self._statements[name]
-            if rows:
-                await self.call(self._connection.executemany, statement.sql, statement.tuples(rows))
+            if not rows:
+                continue
+            tuples = statement.tuples(rows)
+            if statement.takes_columns:
+                columns = [list(column) for column in zip(*tuples, strict=True)]
+                await self.call(self._connection.execute, statement.sql, *columns)
+            else:
+                await self.call(self._connection.executemany, statement.sql, tuples)
 
     async def now_us(self) -> int:
         (row,) = await self.rows("clock_us")

@@ -38,6 +38,17 @@ JOIN grants g ON g.created_by = k.value ->> 0 AND g.grant_id = k.value ->> 1;
 SELECT o.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
 JOIN operations o ON o.created_by = k.value ->> 0 AND o.reservation_id = k.value ->> 1 AND o.operation_id = k.value ->> 2;
 
+-- name: load_account_changes(keys)
+SELECT c.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN account_changes c ON c.created_by = k.value ->> 0 AND c.change_id = k.value ->> 1;
+
+-- name: load_lots(account_ids, lot_ids, keys)
+-- The lots with tokens left of some accounts, some by id, and those of some grants. Their accounts are locked, and so are they.
+SELECT * FROM lots WHERE remaining > 0 AND account_id IN (SELECT jsonb_array_elements_text(:account_ids::jsonb))
+UNION SELECT * FROM lots WHERE lot_id IN (SELECT jsonb_array_elements_text(:lot_ids::jsonb)::bigint)
+UNION SELECT l.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN lots l ON l.created_by = k.value ->> 0 AND l.grant_id = k.value ->> 1;
+
 -- name: load_issued()
 -- What was ever granted; it stands still while the head of the journal is locked.
 SELECT -balance AS issued FROM system_accounts WHERE account_id = '@issue' AND asset = 'TOKEN';
@@ -59,40 +70,123 @@ WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us <= :now_us
 -- name: get_reservation(created_by, reservation_id)
 SELECT * FROM reservations WHERE created_by = :created_by AND reservation_id = :reservation_id;
 
+-- name: list_due_reservations(account_id, now_us, after_us, after_revision, limit)
+-- As load_due_reservations, page by page and without a lock.
+SELECT * FROM reservations
+WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us <= :now_us
+    AND (expire_time_us, revision) > (:after_us, :after_revision)
+ORDER BY expire_time_us, revision LIMIT :limit::bigint;
+
+-- name: list_lots(account_id)
+SELECT * FROM lots WHERE remaining > 0 AND account_id = :account_id;
+
+-- name: list_open_reservations(account_id, after_us, after_created_by, after_reservation_id, limit)
+-- The open reservations that an account pays for, behind one of them.
+SELECT * FROM reservations
+WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us >= :after_us
+    AND (expire_time_us, created_by, reservation_id) > (:after_us, :after_created_by, :after_reservation_id)
+ORDER BY expire_time_us, created_by, reservation_id LIMIT :limit::bigint;
+
+-- name: get_row_at(revision, time_us)
+-- The last row of an account's history that is not after an instant: a walk back from its newest.
+WITH RECURSIVE walk AS (
+    SELECT revision, previous, time_us FROM journal WHERE revision = :revision
+    UNION ALL
+    SELECT j.revision, j.previous, j.time_us FROM walk JOIN journal j ON j.revision = walk.previous
+    WHERE walk.time_us > :time_us
+)
+SELECT j.revision, j.time_us, j.kind, j.actor, j.subject, j.previous, j.body, j.hash
+FROM walk JOIN journal j ON j.revision = walk.revision WHERE walk.time_us <= :time_us;
+
 -- name: list_due_accounts(now_us, limit)
 SELECT account_id FROM accounts WHERE due_time_us <= :now_us ORDER BY due_time_us LIMIT :limit::bigint;
 
--- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision)!
+-- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots)!
 -- No upsert: when two replicas open one account, the second must fail here and run its group again.
-INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision)
-VALUES (:account_id, :asset, :balance, :held, :due_time_us, :create_time_us, :revision);
-
--- name: update_account(account_id, asset, balance, held, due_time_us, revision)!
-UPDATE accounts SET balance = :balance, held = :held, due_time_us = :due_time_us, revision = :revision
-WHERE account_id = :account_id AND asset = :asset;
-
--- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision)!
-INSERT INTO reservations (
-    created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded,
-    hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision
-) VALUES (
-    :created_by, :reservation_id, :account_id, :payer_account_id, :state, :reserved, :committed, :released, :expired, :refunded,
-    :hold_us, :expire_time_us, :create_time_us, :price_version, :reference, :commit_amount, :commit_late, :revision
+INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots)
+SELECT * FROM unnest(
+    :account_id::text[], :asset::text[], :balance::bigint[], :held::bigint[], :due_time_us::bigint[],
+    :create_time_us::bigint[], :revision::bigint[], :state::bigint[], :lots::bigint[]
 );
 
--- name: update_reservation(created_by, reservation_id, state, committed, released, expired, refunded, expire_time_us, commit_amount, commit_late, revision)!
-UPDATE reservations SET
-    state = :state, committed = :committed, released = :released, expired = :expired, refunded = :refunded,
-    expire_time_us = :expire_time_us, commit_amount = :commit_amount, commit_late = :commit_late, revision = :revision
-WHERE created_by = :created_by AND reservation_id = :reservation_id;
+-- name: update_account(account_id, asset, balance, held, due_time_us, revision, state, lots)!
+UPDATE accounts AS t SET balance = n.balance, held = n.held, due_time_us = n.due_time_us, revision = n.revision,
+    state = n.state, lots = n.lots
+FROM unnest(
+    :account_id::text[], :asset::text[], :balance::bigint[], :held::bigint[], :due_time_us::bigint[],
+    :revision::bigint[], :state::bigint[], :lots::bigint[]
+) AS n(account_id, asset, balance, held, due_time_us, revision, state, lots)
+WHERE t.account_id = n.account_id AND t.asset = n.asset;
 
--- name: insert_grant(created_by, grant_id, account_id, asset, amount, reference, revision)!
-INSERT INTO grants (created_by, grant_id, account_id, asset, amount, reference, revision)
-VALUES (:created_by, :grant_id, :account_id, :asset, :amount, :reference, :revision);
+-- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision, pins)!
+INSERT INTO reservations (created_by, reservation_id, account_id, payer_account_id, state, reserved, committed,
+    released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount,
+    commit_late, revision, pins)
+SELECT * FROM unnest(
+    :created_by::text[], :reservation_id::text[], :account_id::text[], :payer_account_id::text[], :state::bigint[],
+    :reserved::bigint[], :committed::bigint[], :released::bigint[], :expired::bigint[], :refunded::bigint[],
+    :hold_us::bigint[], :expire_time_us::bigint[], :create_time_us::bigint[], :price_version::text[],
+    :reference::text[], :commit_amount::bigint[], :commit_late::bigint[], :revision::bigint[], :pins::text[]
+);
+
+-- name: update_reservation(created_by, reservation_id, state, committed, released, expired, refunded, expire_time_us, commit_amount, commit_late, revision, pins)!
+UPDATE reservations AS t SET state = n.state, committed = n.committed, released = n.released, expired = n.expired,
+    refunded = n.refunded, expire_time_us = n.expire_time_us, commit_amount = n.commit_amount,
+    commit_late = n.commit_late, revision = n.revision, pins = n.pins
+FROM unnest(
+    :created_by::text[], :reservation_id::text[], :state::bigint[], :committed::bigint[], :released::bigint[],
+    :expired::bigint[], :refunded::bigint[], :expire_time_us::bigint[], :commit_amount::bigint[],
+    :commit_late::bigint[], :revision::bigint[], :pins::text[]
+) AS n(created_by, reservation_id, state, committed, released, expired, refunded, expire_time_us, commit_amount,
+    commit_late, revision, pins)
+WHERE t.created_by = n.created_by AND t.reservation_id = n.reservation_id;
+
+-- name: insert_lot(lot_id, account_id, asset, created_by, grant_id, priority, expire_time_us, granted, remaining, held, grace, revoked, revision)!
+INSERT INTO lots (lot_id, account_id, asset, created_by, grant_id, priority, expire_time_us, granted, remaining,
+    held, grace, revoked, revision)
+SELECT * FROM unnest(
+    :lot_id::bigint[], :account_id::text[], :asset::text[], :created_by::text[], :grant_id::text[],
+    :priority::bigint[], :expire_time_us::bigint[], :granted::bigint[], :remaining::bigint[], :held::bigint[],
+    :grace::bigint[], :revoked::bigint[], :revision::bigint[]
+);
+
+-- name: update_lot(lot_id, expire_time_us, remaining, held, revoked, revision)!
+UPDATE lots AS t SET expire_time_us = n.expire_time_us, remaining = n.remaining, held = n.held, revoked = n.revoked,
+    revision = n.revision
+FROM unnest(
+    :lot_id::bigint[], :expire_time_us::bigint[], :remaining::bigint[], :held::bigint[], :revoked::bigint[],
+    :revision::bigint[]
+) AS n(lot_id, expire_time_us, remaining, held, revoked, revision)
+WHERE t.lot_id = n.lot_id;
+
+-- name: insert_grant(created_by, grant_id, account_id, asset, amount, reference, revision, lifetime_us, priority, revoked)!
+INSERT INTO grants (created_by, grant_id, account_id, asset, amount, reference, revision, lifetime_us, priority,
+    revoked)
+SELECT * FROM unnest(
+    :created_by::text[], :grant_id::text[], :account_id::text[], :asset::text[], :amount::bigint[],
+    :reference::text[], :revision::bigint[], :lifetime_us::bigint[], :priority::bigint[], :revoked::bigint[]
+);
+
+-- name: update_grant(created_by, grant_id, revoked)!
+UPDATE grants AS t SET revoked = n.revoked
+FROM unnest(
+    :created_by::text[], :grant_id::text[], :revoked::bigint[]
+) AS n(created_by, grant_id, revoked)
+WHERE t.created_by = n.created_by AND t.grant_id = n.grant_id;
 
 -- name: insert_operation(created_by, reservation_id, operation_id, kind, amount, hold_us, revision)!
 INSERT INTO operations (created_by, reservation_id, operation_id, kind, amount, hold_us, revision)
-VALUES (:created_by, :reservation_id, :operation_id, :kind, :amount, :hold_us, :revision);
+SELECT * FROM unnest(
+    :created_by::text[], :reservation_id::text[], :operation_id::text[], :kind::text[], :amount::bigint[],
+    :hold_us::bigint[], :revision::bigint[]
+);
+
+-- name: insert_account_change(created_by, change_id, account_id, kind, forfeit, reference, revision)!
+INSERT INTO account_changes (created_by, change_id, account_id, kind, forfeit, reference, revision)
+SELECT * FROM unnest(
+    :created_by::text[], :change_id::text[], :account_id::text[], :kind::text[], :forfeit::bigint[],
+    :reference::text[], :revision::bigint[]
+);
 
 -- name: move_system_account(account_id, asset, change)!
 INSERT INTO system_accounts (account_id, asset, balance) VALUES (:account_id, :asset, :change)
