@@ -129,11 +129,12 @@ class _Rebuilt:
             yield self._done
 
     def _check_chain(self, rows: Sequence[journal.Row], time_us: int) -> None:
-        expected = self._done + 1
-        if not rows or rows[0].revision != expected:
-            found = str(rows[0].revision) if rows else "nothing"
-            problem = f"revision {expected} of the journal is missing"
-            raise _Broken(Fault(FaultKind.JOURNAL, "", expected, str(expected), found, problem))
+        expected = range(self._done + 1, min(self._done + PAGE_ROWS, self._revision) + 1)
+        if len(rows) < len(expected):
+            there = {row.revision for row in rows}
+            missing = next(revision for revision in expected if revision not in there)
+            problem = f"revision {missing} of the journal is missing"
+            raise _Broken(Fault(FaultKind.JOURNAL, "", missing, str(missing), "nothing", problem))
         broken = rows[0] if rows[0].time_us < time_us else journal.verify_chain(rows, self.hash)
         if broken is not None:
             problem = f"revision {broken.revision} of the journal is not what was written"
