@@ -112,15 +112,17 @@ async def test_a_forgery_is_named(
     assert "restore the newest backup" in fault.message
 
 
-ADDITIONS = [
-    "INSERT INTO accounts SELECT 'forged', asset, 0, 0, NULL, create_time_us, 1, 1, 0 FROM accounts "
-    "WHERE account_id = 'dora'",
-    "INSERT INTO grants SELECT 'forger', grant_id, account_id, asset, amount, reference, 1, NULL, NULL, NULL FROM grants "
-    "WHERE grant_id = 'promo'",
-]
+FORGED_ACCOUNT = """
+    INSERT INTO accounts SELECT 'forged', asset, 0, 0, NULL, create_time_us, 1, 1, 0 FROM accounts
+    WHERE account_id = 'dora'
+"""
+FORGED_GRANT = """
+    INSERT INTO grants SELECT 'forger', grant_id, account_id, asset, amount, reference, 1, NULL, NULL, NULL FROM grants
+    WHERE grant_id = 'promo'
+"""
 
 
-@pytest.mark.parametrize("addition", ADDITIONS)
+@pytest.mark.parametrize("addition", [FORGED_ACCOUNT, FORGED_GRANT], ids=["account", "grant"])
 async def test_a_row_that_no_journal_row_made_is_named(database: Database, database_url: str, addition: str) -> None:
     """What is stored must come from the journal."""
     await execute(database_url, addition)
