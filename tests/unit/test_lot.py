@@ -205,7 +205,7 @@ def test_what_comes_back_after_its_end_lapses() -> None:
 
 
 def test_what_comes_back_through_our_failure_lives_on_for_the_grace_once() -> None:
-    """They form a new lot of the same grant and priority, which ends the grace after their return; it gives no second."""
+    """They form a new lot of the same grant and priority, which ends the grace after their return; no second."""
     book = Ledger()
     book.grant("promo", 4, lifetime=60, priority=1)
     book.reserve("r", 3)
