@@ -2,7 +2,8 @@
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -13,8 +14,10 @@ from services.chassis.errors import ErrorTable, InvalidField, Row, Violation
 from services.chassis.fields import Checks
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.interceptors import log_cause
+from services.chassis.watch import RevisionCompacted, RevisionUnknown
 from services.wallet import errors, grpc_messages
 from services.wallet.commands import Command, Outcome
+from services.wallet.grpc_watch import Watches
 from services.wallet.store import Store
 
 SERVICE: Final = "punchcard.wallet.v1.WalletService"
@@ -35,6 +38,7 @@ SCOPES: Final[Mapping[str, str]] = {
     f"/{SERVICE}/GetAccount": "wallet.read",
     f"/{SERVICE}/GetReservation": "wallet.read",
     f"/{SERVICE}/ListTransactions": "wallet.read",
+    f"/{SERVICE}/WatchBalance": "wallet.read",
 }
 """Which scope a method asks for. A method that is not here is open to nobody."""
 
@@ -56,6 +60,8 @@ ERRORS: Final = ErrorTable(
         errors.AmendNotAllowed: Row(_PRECONDITION, "AMEND_NOT_ALLOWED"),
         errors.InsufficientFunds: Row(_PRECONDITION, "INSUFFICIENT_FUNDS"),
         errors.BalanceLimit: Row(_PRECONDITION, "BALANCE_LIMIT"),
+        RevisionUnknown: Row(grpc.StatusCode.OUT_OF_RANGE, "REVISION_UNKNOWN"),
+        RevisionCompacted: Row(grpc.StatusCode.OUT_OF_RANGE, "REVISION_COMPACTED"),
     },
 )
 """How each refusal looks on the wire."""
@@ -65,12 +71,15 @@ Answer = TypeVar("Answer")
 
 
 class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
-    """The eleven methods of the wallet."""
+    """The methods of the wallet."""
 
-    def __init__(self, store: Store, committer: GroupCommitter[Command, Outcome], token_scale: int) -> None:
+    def __init__(
+        self, store: Store, committer: GroupCommitter[Command, Outcome], token_scale: int, watches: Watches
+    ) -> None:
         self._store = store
         self._committer = committer
         self._scale = token_scale
+        self._watches = watches
 
     async def OpenAccount(self, request: wallet_pb2.OpenAccountRequest, context: Any) -> wallet_pb2.OpenAccountResponse:
         outcome = await self._do(grpc_messages.open_account_command(request, current_principal()))
@@ -147,6 +156,14 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
             transactions=[grpc_messages.transaction_message(row) for row in rows],
             next_page_token=_page_token(account_id, rows[-1].previous) if more else "",
         )
+
+    async def WatchBalance(
+        self, request: wallet_pb2.WatchBalanceRequest, context: Any
+    ) -> AsyncGenerator[wallet_pb2.WatchBalanceResponse, None]:
+        account_id = _readable_account(request.account_id)
+        async with aclosing(self._watches.watch(account_id, request.resume_token, current_principal())) as messages:
+            async for message in messages:
+                yield message
 
     async def _do(self, command: Command) -> Outcome:
         return await self._committer.submit(command)

@@ -75,6 +75,13 @@ class Loaded(NamedTuple):
     due: Due
 
 
+class Holdings(NamedTuple):
+    """An account as it is now, and the journal's head, of one snapshot: the account holds all up to that revision."""
+
+    account: Account
+    head: journal.Head
+
+
 class Store:
     """The wallet's database: the only writer of the ledger's tables."""
 
@@ -142,17 +149,24 @@ class Store:
             row = await tx.row("get_asset_scale", asset=TOKEN)
         return int(row["scale"]) if row else self._rules.token_scale
 
-    async def account(self, account_id: str) -> Account | None:
-        """An account as it is now: holds whose time has passed no longer count as held."""
+    async def holdings(self, account_id: str) -> Holdings | None:
+        """An account as it is now: holds whose time has passed no longer count as held. None when there is none."""
         async with self._database.reading() as tx:
             row = await tx.row("get_account", account_id=account_id)
             if row is None:
                 return None
+            head = await journal.read_head(tx)
             account = Account(*row)
-            if account.due_time_us is None or account.due_time_us > (now_us := await _now_us(tx)):
-                return account
+            now_us = max(await tx.now_us(), head.time_us)
+            if account.due_time_us is None or account.due_time_us > now_us:
+                return Holdings(account, head)
             due = await tx.row("get_due_amount", account_id=account_id, now_us=now_us)
-        return account._replace(held=account.held - (due["due"] if due else 0))
+        return Holdings(account._replace(held=account.held - (due["due"] if due else 0)), head)
+
+    async def account(self, account_id: str) -> Account | None:
+        """An account as it is now."""
+        found = await self.holdings(account_id)
+        return None if found is None else found.account
 
     async def reservation(self, created_by: str, reservation_id: str) -> Reservation | None:
         """A reservation as it is now: a hold whose time has passed reads as expired."""
