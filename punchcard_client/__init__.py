@@ -13,7 +13,7 @@ from punchcard_client.channel import CHANNEL_OPTIONS, SERVICE_CONFIG, connect
 from punchcard_client.errors import Reason, reason_of, retry_seconds_of
 from punchcard_client.reserve import Hold, NotHeld, reserved
 from punchcard_client.upload import upload_image
-from punchcard_client.watch import FINAL_STATES, SETTLED_STATES, is_settled, watch_job
+from punchcard_client.watch import FINAL_STATES, SETTLED_STATES, is_settled, watch_balance, watch_job
 
 __all__ = [
     "CHANNEL_OPTIONS",
@@ -30,5 +30,6 @@ __all__ = [
     "reserved",
     "retry_seconds_of",
     "upload_image",
+    "watch_balance",
     "watch_job",
 ]

@@ -5,7 +5,7 @@ the wallet goes on. No row is ever deleted and no key ever changes, so that a wa
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NamedTuple
 
@@ -80,7 +80,7 @@ class Audit:
         self._database = database
         self._scratch = scratch
 
-    async def run(self, up_to_revision: int = 0) -> AsyncIterator[Progress | Report]:
+    async def run(self, up_to_revision: int = 0) -> AsyncGenerator[Progress | Report, None]:
         """Says how far it is, and at last what it found, up to a revision or, with 0, to the newest."""
         async with self._database.reading() as tx:
             head = await journal.read_head(tx)
@@ -116,7 +116,7 @@ class _Rebuilt:
         self.hash: str = journal.FIRST_HASH
         self.counts: Counter[str] = Counter()
 
-    async def follow(self, scratch: Database) -> AsyncIterator[int]:
+    async def follow(self, scratch: Database) -> AsyncGenerator[int, None]:
         """Rebuilds page by page; says how many rows are done. Raises _Broken at the first that does not follow."""
         time_us = 0
         while self._done < self._revision:
@@ -163,7 +163,7 @@ class _Rebuilt:
             problem = f"the journal's head does not say the hash of its last row, revision {head.revision}"
             raise _Broken(Fault(FaultKind.JOURNAL, "", head.revision, self.hash, head.hash, problem))
 
-    async def compare(self, scratch: Database, projection: Projection) -> AsyncIterator[int]:
+    async def compare(self, scratch: Database, projection: Projection) -> AsyncGenerator[int, None]:
         """Holds every stored row against the rebuilt one; says how many are done. Raises _Broken at the first fault."""
         met = done = 0
         async for rows in _pages(self._database, projection):
@@ -233,7 +233,7 @@ class _Rebuilt:
                 raise _Broken(Fault(FaultKind.SUM, key[0], head_revision, expected, found, problem))
 
 
-async def _pages(database: Database, projection: Projection) -> AsyncIterator[list[Row]]:
+async def _pages(database: Database, projection: Projection) -> AsyncGenerator[list[Row], None]:
     """All rows of a projection in the order of its key."""
     after = projection.before_all
     more = True
