@@ -17,7 +17,7 @@ from services.chassis.loops import Loop, Runner
 from services.chassis.server import RefusesToStart, Server
 from services.chassis.watch import Tailer, reader, refuse_behind
 from services.chassis.watch_stream import WatchStreams
-from services.wallet.command_line import statement_command
+from services.wallet.command_line import statement_command, verify_command
 from services.wallet.commands import Command, Outcome
 from services.wallet.errors import Refusal
 from services.wallet.expirer import Expirer
@@ -98,4 +98,5 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run("wallet", WalletSettings, MIGRATIONS, running, [statement_command(opened)]))
+    commands = [statement_command(opened), verify_command(opened, scratch)]
+    sys.exit(command.run("wallet", WalletSettings, MIGRATIONS, running, commands))
