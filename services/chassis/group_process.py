@@ -259,7 +259,7 @@ async def _serve(wire: socket.socket, codec: Codec[C, R], open_store: OpenStore[
 
 
 def _collect_seldom() -> None:
-    """A group makes ten thousand objects, all without cycles: looking for cycles every 700 costs a tenth of its time."""
+    """A group makes ten thousand objects, none in a cycle: to look for cycles every 700 costs a tenth of its time."""
     gc.freeze()
     gc.set_threshold(COLLECT_OBJECTS)
 

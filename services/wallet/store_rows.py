@@ -2,7 +2,7 @@
 
 import json
 from json.encoder import encode_basestring
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from services.chassis import journal
 from services.chassis.database import Rows
