@@ -15,7 +15,7 @@ from punchcard_client.hold import Hold, HoldLost, NotHeld
 from punchcard_client.reserve import reserved
 from punchcard_client.retry import OutcomeUnknown, ask
 from punchcard_client.upload import upload_image
-from punchcard_client.watch import FINAL_STATES, SETTLED_STATES, is_settled, watch_job
+from punchcard_client.watch import FINAL_STATES, SETTLED_STATES, is_settled, watch_balance, watch_job
 
 __all__ = [
     "CHANNEL_OPTIONS",
@@ -35,5 +35,6 @@ __all__ = [
     "reserved",
     "retry_seconds_of",
     "upload_image",
+    "watch_balance",
     "watch_job",
 ]

@@ -1,26 +1,36 @@
 """The wallet's wiring: `python -m services.wallet migrate` once, then `python -m services.wallet serve`."""
 
+import asyncio
 import secrets
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 from punchcard.wallet.v1 import wallet_pb2_grpc
-from services.chassis import command
-from services.chassis.database import Database, connect
+from services.chassis import command, journal
+from services.chassis.database import Database, connect, migrate
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.loops import Loop, Runner
 from services.chassis.server import RefusesToStart, Server
+from services.chassis.watch import Tailer, reader, refuse_behind
+from services.chassis.watch_stream import WatchStreams
+from services.wallet.command_line import statement_command, verify_command
 from services.wallet.commands import Command, Outcome
+from services.wallet.errors import Refusal
 from services.wallet.expirer import Expirer
 from services.wallet.grpc_api import ERRORS, SCOPES, SERVICE, WalletApi
+from services.wallet.grpc_watch import Watches
 from services.wallet.settings import WalletSettings
 from services.wallet.store import Store
+from services.wallet.store_audit import Audit
 
 FOLDER: Final = Path(__file__).parent
 MIGRATIONS: Final = FOLDER / "migrations"
+TAIL_SECONDS: Final = 0.5
+"""How often watchers are told of what other replicas wrote."""
 
 
 @asynccontextmanager
@@ -32,6 +42,16 @@ async def opened(settings: WalletSettings) -> AsyncIterator[Database]:
 
 
 @asynccontextmanager
+async def scratch() -> AsyncIterator[Database]:
+    """An empty ledger for an audit, in the folder for temporary files (TMPDIR); it grows as large as the other."""
+    with tempfile.TemporaryDirectory(prefix="punchcard-audit-") as folder:
+        url = f"sqlite:{folder}/ledger.db"
+        await asyncio.to_thread(migrate, url, MIGRATIONS)
+        async with await connect(url, [FOLDER / "sql"]) as database:
+            yield database
+
+
+@asynccontextmanager
 async def running(settings: WalletSettings) -> AsyncIterator[Server]:
     """A wallet that serves; at the end it is drained, and nothing that was begun is lost."""
     async with opened(settings) as database:
@@ -39,7 +59,18 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
         scale = await store.open(secrets.token_hex(8))
         if scale != settings.token_scale:
             raise RefusesToStart(f"this ledger counts tokens with scale {scale}: WALLET_TOKEN_SCALE can't be changed")
-        committer: GroupCommitter[Command, Outcome] = GroupCommitter(store.run_group)
+        async with database.reading() as tx:
+            head = await journal.read_head(tx)
+        tailer = Tailer(reader(database), head.revision, read_subjects=refuse_behind)
+        tail = Loop("tailer", tailer.step, TAIL_SECONDS)
+
+        async def run_group(commands: Sequence[Command]) -> list[Outcome | Refusal]:
+            results = await store.run_group(commands)
+            if tailer.watched:
+                tail.wake()
+            return results
+
+        committer: GroupCommitter[Command, Outcome] = GroupCommitter(run_group)
         committer.start()
         server = Server(
             settings,
@@ -49,18 +80,23 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
             lambda registrar: wallet_pb2_grpc.add_WalletServiceServicer_to_server(api, registrar),
             [SERVICE],
         )
-        api = WalletApi(store, committer, scale)
+        streams = WatchStreams(head.epoch, server.draining)
+        watches = Watches(store, database, tailer, streams, scale)
+        api = WalletApi(store, committer, Audit(database, scratch), watches, scale)
+        ending = asyncio.create_task(streams.end_when_draining(), name="watches")
         expirer = Loop("expirer", Expirer(store, committer).step, settings.expiry_interval_seconds)
-        runner = Runner([expirer])
+        runner = Runner([expirer, tail])
         try:
             await server.start()
             runner.start()
             yield server
         finally:
             await server.drain()
+            ending.cancel()
             await runner.stop()
             await committer.close()
 
 
 if __name__ == "__main__":
-    sys.exit(command.run("wallet", WalletSettings, MIGRATIONS, running))
+    commands = [statement_command(opened), verify_command(opened, scratch)]
+    sys.exit(command.run("wallet", WalletSettings, MIGRATIONS, running, commands))

@@ -1,19 +1,23 @@
 """The wallet on the wire: decode, hand to the ledger, encode. No rule lives here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 import grpc
 
 from punchcard.wallet.v1 import wallet_pb2, wallet_pb2_grpc
 from services.chassis.auth import Principal, current_principal
-from services.chassis.errors import ErrorTable, InvalidField, Row
+from services.chassis.errors import ErrorTable, InvalidField, Row, ServerBusy
 from services.chassis.fields import Checks
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.interceptors import log_cause
-from services.wallet import errors, grpc_messages, grpc_pages
+from services.chassis.watch import RevisionCompacted, RevisionUnknown
+from services.wallet import errors, grpc_audit, grpc_messages, grpc_pages
 from services.wallet.commands import Command, Outcome
+from services.wallet.grpc_watch import Watches
 from services.wallet.store import Store
+from services.wallet.store_audit import Audit
 from services.wallet.store_reads import Place
 
 SERVICE: Final = "punchcard.wallet.v1.WalletService"
@@ -38,6 +42,8 @@ SCOPES: Final[Mapping[str, str]] = {
     f"/{SERVICE}/FreezeAccount": "wallet.admin",
     f"/{SERVICE}/UnfreezeAccount": "wallet.admin",
     f"/{SERVICE}/CloseAccount": "wallet.admin",
+    f"/{SERVICE}/VerifyLedger": "wallet.admin",
+    f"/{SERVICE}/WatchBalance": "wallet.read",
 }
 """Which scope a method asks for. A method that is not here is open to nobody."""
 
@@ -64,6 +70,8 @@ ERRORS: Final = ErrorTable(
         errors.LotLimit: Row(_PRECONDITION, "LOT_LIMIT"),
         errors.InsufficientFunds: Row(_PRECONDITION, "INSUFFICIENT_FUNDS"),
         errors.BalanceLimit: Row(_PRECONDITION, "BALANCE_LIMIT"),
+        RevisionUnknown: Row(grpc.StatusCode.OUT_OF_RANGE, "REVISION_UNKNOWN"),
+        RevisionCompacted: Row(grpc.StatusCode.OUT_OF_RANGE, "REVISION_COMPACTED"),
     },
 )
 """How each refusal looks on the wire."""
@@ -75,10 +83,20 @@ Answer = TypeVar("Answer")
 class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
     """The methods of the wallet."""
 
-    def __init__(self, store: Store, committer: GroupCommitter[Command, Outcome], token_scale: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        committer: GroupCommitter[Command, Outcome],
+        audit: Audit,
+        watches: Watches,
+        token_scale: int,
+    ) -> None:
         self._store = store
+        self._audit = audit
+        self._auditing = False
         self._committer = committer
         self._scale = token_scale
+        self._watches = watches
 
     async def OpenAccount(self, request: wallet_pb2.OpenAccountRequest, context: Any) -> wallet_pb2.OpenAccountResponse:
         outcome = await self._do(grpc_messages.open_account_command(request, current_principal()))
@@ -221,6 +239,32 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
         if row is None:
             raise errors.AccountNotFound(account_id)
         return grpc_messages.balance_at_message(row, self._scale)
+
+    async def VerifyLedger(
+        self, request: wallet_pb2.VerifyLedgerRequest, context: Any
+    ) -> AsyncGenerator[wallet_pb2.VerifyLedgerResponse, None]:
+        checks = Checks()
+        newest = await self._store.revision()
+        if not 0 <= request.up_to_revision <= newest:
+            checks.fail("up_to_revision", request.up_to_revision, f"must be 0 to {newest}, the newest")
+        checks.done()
+        if self._auditing:
+            raise ServerBusy(1)
+        self._auditing = True
+        try:
+            async with aclosing(self._audit.run(request.up_to_revision)) as events:
+                async for event in events:
+                    yield grpc_audit.audit_message(event)
+        finally:
+            self._auditing = False
+
+    async def WatchBalance(
+        self, request: wallet_pb2.WatchBalanceRequest, context: Any
+    ) -> AsyncGenerator[wallet_pb2.WatchBalanceResponse, None]:
+        account_id = _readable_account(request.account_id)
+        async with aclosing(self._watches.watch(account_id, request.resume_token, current_principal())) as messages:
+            async for message in messages:
+                yield message
 
     async def _do(self, command: Command) -> Outcome:
         return await self._committer.submit(command)

@@ -228,7 +228,7 @@ def _revoke(state: State, entry: Entry, now_us: int) -> None:
         ends_us = now_us if lot.expire_time_us is None else min(lot.expire_time_us, now_us)
         lots[lot_id] = lot._replace(expire_time_us=ends_us, revoked=1, revision=state.revision)
     key = (entry.created_by, entry.key)
-    state.grants[key] = state.grants[key]._replace(revoked=-entry.balance_change)
+    state.grants[key] = state.grants[key]._replace(revoked=-entry.balance_change, revision=state.revision)
 
 
 def _change_account(state: State, entry: Entry, _now_us: int) -> None:

@@ -115,6 +115,11 @@ class Reads:
             found = await tx.row("get_row_at", revision=row["revision"], time_us=time_us)
         return None if found is None else journal.Row(*found)
 
+    async def revision(self) -> int:
+        """The journal's newest revision."""
+        async with self._database.reading() as tx:
+            return (await journal.read_head(tx)).revision
+
     async def now_us(self) -> int:
         """The time at which a command would be decided now."""
         async with self._database.reading() as tx:

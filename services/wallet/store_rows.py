@@ -66,7 +66,7 @@ def lot_update(lot: Lot) -> tuple[object, ...]:
 
 def grant_update(record: GrantRecord) -> tuple[object, ...]:
     """The parameters of `update_grant`."""
-    return (record.created_by, record.grant_id, record.revoked)
+    return (record.created_by, record.grant_id, record.revoked, record.revision)
 
 
 def statements(loaded: State, state: State) -> list[tuple[str, Rows]]:

@@ -143,6 +143,10 @@ class PostgresDatabase(Database):
             raise
         await self._pool.release(connection)
 
+    async def problem(self) -> str | None:
+        """None: a damaged page is told by the statement that reads it."""
+        return None
+
     async def close(self) -> None:
         """Waits for the connections that are in use, then closes all."""
         await self._pool.close()

@@ -148,6 +148,13 @@ class Database(ABC):
         """Reads of one consistent snapshot, beside whatever is written meanwhile."""
 
     @abstractmethod
+    async def problem(self) -> str | None:
+        """What the database itself finds wrong with its files, reading all of them; None when nothing.
+
+        PostgreSQL has no such check that an ordinary role may ask for: its page checksums speak up when a page is read.
+        """
+
+    @abstractmethod
     async def close(self) -> None:
         """Waits for what runs and closes the connections."""
 

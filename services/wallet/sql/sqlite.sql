@@ -138,8 +138,8 @@ INSERT INTO grants (created_by, grant_id, account_id, asset, amount, reference, 
     revoked)
 VALUES (:created_by, :grant_id, :account_id, :asset, :amount, :reference, :revision, :lifetime_us, :priority, :revoked);
 
--- name: update_grant(created_by, grant_id, revoked)!
-UPDATE grants SET revoked = :revoked
+-- name: update_grant(created_by, grant_id, revoked, revision)!
+UPDATE grants SET revoked = :revoked, revision = :revision
 WHERE created_by = :created_by AND grant_id = :grant_id;
 
 -- name: insert_operation(created_by, reservation_id, operation_id, kind, amount, hold_us, revision)!
@@ -159,3 +159,89 @@ ON CONFLICT (account_id, asset) DO UPDATE SET balance = system_accounts.balance 
 SELECT asset, sum(balance) AS balance FROM (
     SELECT asset, balance FROM accounts UNION ALL SELECT asset, balance FROM system_accounts
 ) AS everybody GROUP BY asset;
+
+-- What an audit asks. A page is walked by key, and takes no lock.
+
+-- name: page_accounts(after_a, after_b, limit)
+SELECT * FROM accounts WHERE (account_id, asset) > (:after_a, :after_b) ORDER BY account_id, asset LIMIT :limit;
+
+-- name: find_accounts(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN accounts t ON t.account_id = k.value ->> 0 AND t.asset = k.value ->> 1;
+
+-- name: count_accounts()
+SELECT count(*) AS count FROM accounts;
+
+-- name: page_reservations(after_a, after_b, limit)
+SELECT * FROM reservations WHERE (created_by, reservation_id) > (:after_a, :after_b) ORDER BY created_by, reservation_id LIMIT :limit;
+
+-- name: find_reservations(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN reservations t ON t.created_by = k.value ->> 0 AND t.reservation_id = k.value ->> 1;
+
+-- name: count_reservations()
+SELECT count(*) AS count FROM reservations;
+
+-- name: page_lots(after_a, limit)
+SELECT * FROM lots WHERE lot_id > :after_a ORDER BY lot_id LIMIT :limit;
+
+-- name: find_lots(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN lots t ON t.lot_id = k.value ->> 0;
+
+-- name: count_lots()
+SELECT count(*) AS count FROM lots;
+
+-- name: page_grants(after_a, after_b, limit)
+SELECT * FROM grants WHERE (created_by, grant_id) > (:after_a, :after_b) ORDER BY created_by, grant_id LIMIT :limit;
+
+-- name: find_grants(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN grants t ON t.created_by = k.value ->> 0 AND t.grant_id = k.value ->> 1;
+
+-- name: count_grants()
+SELECT count(*) AS count FROM grants;
+
+-- name: page_operations(after_a, after_b, after_c, limit)
+SELECT * FROM operations WHERE (created_by, reservation_id, operation_id) > (:after_a, :after_b, :after_c) ORDER BY created_by, reservation_id, operation_id LIMIT :limit;
+
+-- name: find_operations(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN operations t ON t.created_by = k.value ->> 0 AND t.reservation_id = k.value ->> 1 AND t.operation_id = k.value ->> 2;
+
+-- name: count_operations()
+SELECT count(*) AS count FROM operations;
+
+-- name: page_account_changes(after_a, after_b, limit)
+SELECT * FROM account_changes WHERE (created_by, change_id) > (:after_a, :after_b) ORDER BY created_by, change_id LIMIT :limit;
+
+-- name: find_account_changes(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN account_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
+
+-- name: count_account_changes()
+SELECT count(*) AS count FROM account_changes;
+
+-- name: list_system_accounts()
+SELECT account_id, asset, balance FROM system_accounts;
+
+-- name: check_holds()
+-- An account whose held tokens are not the sum of its open reservations: what they should be, and what they are.
+SELECT a.account_id, a.revision, coalesce(h.held, 0) AS expected, a.held AS found FROM accounts a
+LEFT JOIN (
+    SELECT payer_account_id, sum(reserved - released) AS held FROM reservations WHERE state = 1 GROUP BY payer_account_id
+) h ON h.payer_account_id = a.account_id
+WHERE a.held <> coalesce(h.held, 0) LIMIT 1;
+
+-- name: check_lots()
+-- An account that has less than its lots, or another number of them.
+SELECT a.account_id, a.revision, l.remaining AS expected, a.balance AS found FROM accounts a
+JOIN (
+    SELECT account_id, sum(remaining) AS remaining, sum(held) AS held, count(*) AS lots
+    FROM lots WHERE remaining > 0 GROUP BY account_id
+) l ON l.account_id = a.account_id
+WHERE l.remaining > a.balance OR l.held > a.held OR l.lots <> a.lots OR a.balance - l.remaining < a.held - l.held LIMIT 1;
+
+-- name: check_due()
+-- An account of which something ends before it is due: nobody would notice in time.
+SELECT a.account_id, a.revision, d.ends_us AS expected, coalesce(a.due_time_us, 0) AS found FROM accounts a
+JOIN (
+    SELECT payer_account_id AS account_id, min(expire_time_us) AS ends_us FROM reservations WHERE state = 1 GROUP BY payer_account_id
+    UNION ALL
+    SELECT account_id, min(expire_time_us) FROM lots WHERE remaining > held AND expire_time_us IS NOT NULL GROUP BY account_id
+) d ON d.account_id = a.account_id
+WHERE a.due_time_us IS NULL OR a.due_time_us > d.ends_us LIMIT 1;
