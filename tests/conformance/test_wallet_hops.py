@@ -164,7 +164,9 @@ async def world(url: str, fault: Fault, attempts_max: int) -> AsyncIterator[Worl
             store.run_group, attempts_max=attempts_max, sleep=lambda _: nothing()
         )
         committer.start()
-        yield World(WalletApi(store, committer, 0), hops, database)
+        # No command asks the audit or the watches.
+        unasked: Any = None
+        yield World(WalletApi(store, committer, unasked, unasked, 0), hops, database)
         await committer.close()
 
 
