@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import secrets
 import socket
 import sys
@@ -24,6 +25,7 @@ from services.batcher.object_store import ObjectStore
 from services.batcher.object_urls import ImageUrls
 from services.batcher.openai_api import OpenAIApi
 from services.batcher.poller import Poller, PollerLimits
+from services.batcher.provider_circuit import ProviderCircuit
 from services.batcher.renewer import Renewer
 from services.batcher.settings import BatcherSettings
 from services.batcher.settler import Settler
@@ -63,7 +65,7 @@ class Parts:
         self.tailer = Tailer(reader(database), head.revision)
         self.tail = Loop("tailer", self.tailer.step, QUICK_SECONDS)
         self.store = Store(database, self.tail.wake, inline)
-        self.batches = BatchStore(database, self.tail.wake)
+        self.batches = BatchStore(database, self.tail.wake, settings.token_limits())
         self.wallet = WalletClient(
             settings.wallet_address,
             settings.wallet_token_file,
@@ -71,7 +73,8 @@ class Parts:
             ca_file=settings.wallet_ca_file,
         )
         self.objects = _object_store(settings)
-        self.provider = _provider(settings)
+        self.circuit = ProviderCircuit(settings.breaker_limits(), now_us, random.random, self._provider_is_back)
+        self.provider = _provider(settings, self.circuit)
         self.urls = ImageUrls(self.store, self.objects, inline, settings.image_url_seconds)
         self.settle = self._leased("settler", Settler(self.store, self.wallet).step, SWEEP_SECONDS)
         limits = _instant_limits(settings)
@@ -80,6 +83,8 @@ class Parts:
         self.admitter = Admitter(self.store, self.wallet, listeners, limits.lease_us)
         self.committer: GroupCommitter[NewJob, Submitted] = GroupCommitter(self.store.submit)
         self.submitter = self._submitter()
+        poller = self._poller()
+        self.poll = self._leased("poller", lambda lease: poller.step(lease, now_us()), settings.poll_seconds)
         self.uploads = Uploads(self.store, self.objects, settings.image_limits(), settings.upload_concurrency)
 
     def _submitter(self) -> Submitter:
@@ -87,17 +92,19 @@ class Parts:
         limits = _submitter_limits(self.settings)
         return Submitter(self.batches, files, self.provider, self.wallet, limits, new_id, self.settle.wake)
 
+    def _poller(self) -> Poller:
+        settings = self.settings
+        limits = PollerLimits(settings.patience(), _us(DUPLICATES_SECONDS), settings.job_limits())
+        folder = settings.work_folder
+        return Poller(self.batches, self.objects, self.provider, folder, limits, new_id, self.settle.wake)
+
+    def _provider_is_back(self) -> None:
+        """Asks about the running batches soon, and not only when their time comes."""
+        self.poll.wake()
+
     def loops(self) -> list[Loop]:
         """Every loop of the batcher. Those that several replicas could not run at once have a lease."""
         settings = self.settings
-        poller = Poller(
-            self.batches,
-            self.objects,
-            self.provider,
-            settings.work_folder,
-            PollerLimits(_us(settings.submit_retry_seconds), _us(DUPLICATES_SECONDS), settings.job_limits()),
-            self.settle.wake,
-        )
         renewer = Renewer(self.store, self.wallet, _us(settings.hold_margin_hours * 3600) // 4)
         admitted_within_us = _us(settings.admission_wait_seconds + SWEEP_SECONDS)
 
@@ -118,7 +125,7 @@ class Parts:
             self.settle,
             Loop("instant_leases", self.instant.keep, self.settings.instant_timeout_seconds / 2),
             self._leased("submitter", lambda lease: self.submitter.step(lease, now_us()), QUICK_SECONDS),
-            self._leased("poller", lambda lease: poller.step(lease, now_us()), settings.poll_seconds),
+            self.poll,
             self._leased("renewer", lambda lease: renewer.step(lease, now_us()), RENEW_SECONDS),
             self._leased("admitter", sweep_admissions, SWEEP_SECONDS),
             self._leased("instant", sweep_instant, SWEEP_SECONDS),
@@ -192,7 +199,7 @@ def _object_store(settings: BatcherSettings) -> ObjectStore:
     )
 
 
-def _provider(settings: BatcherSettings) -> OpenAIApi:
+def _provider(settings: BatcherSettings, circuit: ProviderCircuit) -> OpenAIApi:
     api_key = settings.openai_api_key.get_secret_value()
     if not api_key:
         raise RefusesToStart("the provider's key is not set: set OPENAI_API_KEY")
@@ -203,6 +210,7 @@ def _provider(settings: BatcherSettings) -> OpenAIApi:
         project=settings.openai_project,
         timeout_seconds=settings.openai_timeout_seconds,
         transfer_timeout_seconds=settings.openai_transfer_timeout_seconds,
+        circuit=circuit,
     )
 
 
@@ -224,7 +232,7 @@ def _submitter_limits(settings: BatcherSettings) -> SubmitterLimits:
         create_timeout_seconds=settings.submit_timeout_seconds,
         settle_us=_us(settings.submit_settle_seconds),
         window_us=_us((WINDOW_HOURS + settings.hold_margin_hours / 2) * 3600),
-        retry_us=_us(settings.submit_retry_seconds),
+        patience=settings.patience(),
         job=settings.job_limits(),
     )
 

@@ -6,7 +6,7 @@
        └──────────────────────────┘
 
 Membership is frozen from SUBMITTING on: the input file can be built again, byte for byte, from the rows. Each try to
-buy the batch is a submission, numbered from 1:
+buy the batch is a submission, numbered from 1; a batch that is too large is cut in two while it is PLANNED:
 
     OPEN ──► ADOPTED     the provider has the batch, under the id that is written down
       └────► ABANDONED   it has not, and never will have: the input file is gone and the list has been read
@@ -17,11 +17,12 @@ file no create can have happened. What the provider may do, and why the order is
 create carries no idempotency key, and a lost answer may hide a paid batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from services.batcher.job import Failure
+from services.batcher.job import Change, Failure, Job
+from services.batcher.outcome import PROVIDER_ERROR, Action, Place, Row, Signal, classify
 
 BASE64_GROWTH = 4 / 3
 LINE_OVERHEAD_BYTES = 1024
@@ -56,7 +57,10 @@ class Counts(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Jobs of one model that are bought together. `problem` is why it stands still and needs a person, or empty."""
+    """Jobs of one model that are bought together. `problem` is why it stands still and needs a person, or empty.
+
+    tokens: of all its prompts, estimated. failures: of its present step, in a row, the first at `failing_since_us`.
+    """
 
     batch_id: str
     model: str
@@ -76,6 +80,9 @@ class Batch(NamedTuple):
     cancel_sent: bool
     problem: str
     last_revision: int
+    tokens: int
+    failures: int
+    failing_since_us: int
 
 
 class Submission(NamedTuple):
@@ -103,25 +110,55 @@ class Step(StrEnum):
     WAIT = "WAIT"
 
 
+class BatchError(NamedTuple):
+    """Why a batch failed. line: of its input file, from 1; 0 where the error names none."""
+
+    code: str
+    message: str
+    line: int
+
+
 class Verdict(NamedTuple):
-    """What becomes of all jobs of a batch that the provider refused after its create. wait: try again later."""
+    """What becomes of the jobs of a batch that the provider refused after its create.
 
-    wait: bool
+    bad_lines: the lines of the input file that alone are to blame, from 1; where there are some, the row and the
+    failure are theirs, and the other lines are asked again.
+    """
+
+    row: Row
     failure: Failure
+    bad_lines: frozenset[int]
 
-
-WAITING_CODES = frozenset({"token_limit_exceeded", "insufficient_quota", "billing_hard_limit_reached"})
-"""Codes of a failed batch that say "not now": the provider's queue of tokens is full, which it notices after the
-create, or our money there is spent, which no job is to blame for.
-"""
 
 ENDED = frozenset({"completed", "expired", "cancelled", "failed"})
 """The provider's words for a batch that will not change any more."""
 
 
-def plan(batch_id: str, model: str, jobs: int, now_us: int) -> Batch:
+def plan(batch_id: str, model: str, jobs: int, now_us: int, tokens: int = 0) -> Batch:
     """A new batch."""
-    return Batch(batch_id, model, State.PLANNED, jobs, now_us, now_us, 0, 0, "", "", jobs, 0, 0, "", "", False, "", 0)
+    return Batch(
+        batch_id=batch_id,
+        model=model,
+        state=State.PLANNED,
+        jobs=jobs,
+        create_time_us=now_us,
+        update_time_us=now_us,
+        not_before_us=0,
+        submission=0,
+        provider_batch_id="",
+        provider_state="",
+        total=jobs,
+        completed=0,
+        failed=0,
+        output_file_id="",
+        error_file_id="",
+        cancel_sent=False,
+        problem="",
+        last_revision=0,
+        tokens=tokens,
+        failures=0,
+        failing_since_us=0,
+    )
 
 
 def freeze(batch: Batch, jobs: int, now_us: int) -> Batch:
@@ -132,24 +169,59 @@ def freeze(batch: Batch, jobs: int, now_us: int) -> Batch:
         total=jobs,
         submission=batch.submission + 1,
         update_time_us=now_us,
-        problem="",
     )
 
 
 def adopt(batch: Batch, provider_batch_id: str, now_us: int) -> Batch:
     """The provider has the batch."""
-    return batch._replace(
+    return steady(batch)._replace(
         state=State.RUNNING,
         provider_batch_id=provider_batch_id,
         provider_state="validating",
         update_time_us=now_us,
-        problem="",
     )
 
 
-def abandon(batch: Batch, not_before_us: int, now_us: int) -> Batch:
+def abandon(batch: Batch, not_before_us: int, now_us: int, problem: str = "") -> Batch:
     """The provider has not got the batch: it is tried again, not before the given time."""
-    return batch._replace(state=State.PLANNED, not_before_us=not_before_us, update_time_us=now_us)
+    return stumble(batch, not_before_us, problem, now_us)._replace(state=State.PLANNED)
+
+
+def stumble(batch: Batch, not_before_us: int, problem: str, now_us: int) -> Batch:
+    """The batch's step failed: it is done again, not before the given time. problem: what needs a person, or empty."""
+    return batch._replace(
+        not_before_us=not_before_us,
+        update_time_us=now_us,
+        problem=problem,
+        failures=batch.failures + 1,
+        failing_since_us=batch.failing_since_us or now_us,
+    )
+
+
+def problem_of(row: Row, code: str, over: bool) -> str:
+    """What a person has to look at after a failure, in a few words; empty where nobody has to.
+
+    over: the tries have reached their bound.
+    """
+    action = row.afterwards if over and row.afterwards else row.action
+    return f"{row.name.replace('_', ' ')} ({code})" if action is Action.HOLD_AND_ALERT else ""
+
+
+def steady(batch: Batch) -> Batch:
+    """The batch's step has succeeded: what failed before it is over."""
+    return batch._replace(not_before_us=0, problem="", failures=0, failing_since_us=0)
+
+
+def split(batch: Batch, batch_id: str, moved: int, moved_tokens: int, now_us: int) -> tuple[Batch, Batch]:
+    """Cuts a planned batch in two: what is left of it, and a new one of the moved jobs. Both go at once."""
+    jobs = batch.jobs - moved
+    left = steady(batch)._replace(jobs=jobs, total=jobs, tokens=batch.tokens - moved_tokens, update_time_us=now_us)
+    return left, plan(batch_id, batch.model, moved, now_us, moved_tokens)
+
+
+def move(job: Job, batch_id: str, now_us: int) -> Change:
+    """Another batch takes the job's attempt, as nothing was bought for it yet."""
+    return Change("job.batched", job, job._replace(batch_id=batch_id, update_time_us=now_us))
 
 
 def progress(batch: Batch, provider_state: str, counts: Counts, now_us: int) -> Batch | None:
@@ -173,7 +245,7 @@ def progress(batch: Batch, provider_state: str, counts: Counts, now_us: int) -> 
 
 def end(batch: Batch, output_file_id: str | None, error_file_id: str | None, now_us: int) -> Batch:
     """The provider is done. A file's id may come as null or as an empty string: both mean that there is none."""
-    return batch._replace(
+    return steady(batch)._replace(
         state=State.INGESTING,
         output_file_id=output_file_id or "",
         error_file_id=error_file_id or "",
@@ -197,13 +269,16 @@ def next_step(submission: Submission, provider_identity: str, settle_us: int, no
     return Step.ABANDON if now_us >= submission.doubt_time_us + settle_us else Step.WAIT
 
 
-def judge(errors: list[tuple[str, str]]) -> Verdict:
-    """What the (code, message) pairs of a batch that `failed` mean for its jobs."""
-    for code, message in errors:
-        if code in WAITING_CODES:
-            return Verdict(True, Failure(code, message))
-    code, message = errors[0] if errors else ("", "")
-    return Verdict(False, Failure(code or "provider_error", message or "The provider refused the batch."))
+def judge(errors: Sequence[BatchError]) -> Verdict:
+    """What the errors of a batch that `failed` mean for its jobs. What heals by waiting or cutting comes first."""
+    said = errors or [BatchError(PROVIDER_ERROR, "The provider refused the batch.", 0)]
+    judged = [(classify(Signal(Place.FAILED, error.code, None, error.message)), error) for error in said]
+    row, error = min(judged, key=lambda pair: _URGENCY.index(pair[0].action))
+    alone = row.action is Action.FAIL_JOB and all(error.line for _, error in judged)
+    return Verdict(row, Failure(error.code, error.message), frozenset(e.line for e in said) if alone else frozenset())
+
+
+_URGENCY = (Action.WAIT_UNTIL, Action.SPLIT_BATCH, Action.RETRY_LINE, Action.FAIL_JOB)
 
 
 def is_complete(counts: Counts, lines: int) -> bool:

@@ -15,33 +15,25 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from services.batcher.job import Answer
+from services.batcher.outcome import INVALID_RESPONSE, PROVIDER_ERROR, Action, Place, Row, Signal, classify
 
 ENDPOINT: Final = "/v1/chat/completions"
 CODE_CHARS_MAX = 64
 MESSAGE_CHARS_MAX = 512
 COUNT_MAX = 2**53
 
-RETRYABLE_STATUSES = frozenset({408, 409, 425, 429})
-RETRYABLE_CODES = frozenset(
-    {
-        "batch_expired",
-        "batch_cancelled",
-        "request_timeout",
-        "server_error",
-        "internal_error",
-        "rate_limit_exceeded",
-        # Our own money at the provider is spent, which it says with a status of 400 that no job is to blame for.
-        "billing_hard_limit_reached",
-    }
-)
-
 
 class LineFailure(NamedTuple):
-    """Why a line has no answer. code: a word for programs; retryable: whether the same line may fare better later."""
+    """Why a request has no answer. code: a word for programs; row: of the table of outcomes, what becomes of it."""
 
     code: str
     message: str
-    retryable: bool
+    row: Row
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may fare better later."""
+        return self.row.action is not Action.FAIL_JOB
 
 
 class LineResult(NamedTuple):
@@ -108,7 +100,7 @@ def read_completion(body: object) -> Answer | LineFailure:
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = _field(choice, "message")
     if not isinstance(message, Mapping):
-        return LineFailure("invalid_response", "The provider's answer holds no message.", retryable=True)
+        return read_failure(Place.LINE, None, {"code": INVALID_RESPONSE, "message": "The answer holds no message."})
     text, refusal = _text_of(message.get("content")), message.get("refusal")
     finish_reason = str(_field(choice, "finish_reason") or "stop")
     if isinstance(refusal, str) and refusal and not text:
@@ -122,17 +114,12 @@ def read_completion(body: object) -> Answer | LineFailure:
     )
 
 
-def read_failure(status: int | None, error: object) -> LineFailure:
-    """What an HTTP status and an error object of the API mean for the request that met them. status: None for none."""
-    code = _field(error, "code") or _field(error, "type") or (f"http_{status}" if status else "provider_error")
+def read_failure(place: Place, status: int | None, error: object) -> LineFailure:
+    """What an HTTP status and an error object of the API mean where they came up. status: None where there was none."""
+    code = _field(error, "code") or _field(error, "type") or (f"http_{status}" if status else PROVIDER_ERROR)
     code = _clean(str(code))[:CODE_CHARS_MAX]
     message = _clean(str(_field(error, "message") or "The provider gave no reason."))[:MESSAGE_CHARS_MAX]
-    # The provider downloads images when a line runs: a slow moment of the image's server comes back as a 400 of a bad
-    # address, which only its words tell from an address that is none.
-    transient = code in RETRYABLE_CODES or "download" in message.lower()
-    if status is None:
-        return LineFailure(code, message, transient or code == "provider_error")
-    return LineFailure(code, message, transient or status in RETRYABLE_STATUSES or status >= 500)
+    return LineFailure(code, message, classify(Signal(place, code, status, message)))
 
 
 def _outcome(response: object, error: object) -> Answer | LineFailure:
@@ -140,7 +127,7 @@ def _outcome(response: object, error: object) -> Answer | LineFailure:
     if status == 200:
         return read_completion(body)
     known_status = status if isinstance(status, int) and not isinstance(status, bool) else None
-    return read_failure(known_status, _field(body, "error") or error)
+    return read_failure(Place.LINE, known_status, _field(body, "error") or error)
 
 
 def _field(value: object, name: str) -> Any:

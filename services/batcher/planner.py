@@ -7,11 +7,17 @@ Between accounts the queue is shared by deficit round robin over the bytes of th
 waiting account the same number of bytes, what it can't use yet is kept for its next round, and within an account the
 oldest goes first. So an account with ten thousand jobs delays another's single one by one line and not by ten
 thousand.
+
+What a model may enqueue at the provider is kept to: where the queue of tokens is full nothing more of it is planned. A
+job that is over the limit by itself goes alone, once nothing else is enqueued: the provider knows best.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
+
+from services.batcher.allowance import Room
 
 
 class Waiting(NamedTuple):
@@ -22,6 +28,7 @@ class Waiting(NamedTuple):
     model: str
     line_bytes: int
     queue_time_us: int
+    tokens: int = 0
 
 
 class Limits(NamedTuple):
@@ -45,8 +52,28 @@ def next_cycle_us(now_us: int, cycle_us: int) -> int:
     return (now_us // cycle_us + 1) * cycle_us
 
 
-def plan(queue: Sequence[Waiting], cycle_due: bool, limits: Limits) -> list[Planned]:
-    """The batches to form now, of all models. Without a cycle being due only full batches are formed."""
+NO_ROOMS: Mapping[str, Room] = MappingProxyType({})
+UNLIMITED = Room(None, 0)
+
+
+def may_start(depths: Mapping[str, int], jobs_per_batch: int, rooms: Mapping[str, Room], now_us: int) -> bool:
+    """Whether a full batch of some model may go without waiting for the cycle. depths: jobs in the queue, by model.
+
+    With the provider's queue more than half full it is left to the cycle, which looks at the whole queue less often.
+    """
+    return any(
+        jobs >= jobs_per_batch and (room.limit is None or room.taken * 2 <= room.limit) and now_us >= room.not_before_us
+        for jobs, room in ((jobs, rooms.get(model, UNLIMITED)) for model, jobs in depths.items())
+    )
+
+
+def plan(
+    queue: Sequence[Waiting], cycle_due: bool, limits: Limits, rooms: Mapping[str, Room] = NO_ROOMS, now_us: int = 0
+) -> list[Planned]:
+    """The batches to form now, of all models. Without a cycle being due only full batches are formed.
+
+    rooms: what may be enqueued of the models of which that is known.
+    """
     by_model: dict[str, list[Waiting]] = {}
     for job in queue:
         by_model.setdefault(job.model, []).append(job)
@@ -54,8 +81,9 @@ def plan(queue: Sequence[Waiting], cycle_due: bool, limits: Limits) -> list[Plan
     # The model that has waited longest comes first: the hour's last creates must not always go to the same one.
     for model, jobs in sorted(by_model.items(), key=lambda of: (min(job.queue_time_us for job in of[1]), of[0])):
         left = limits.creates_left - len(batches)
-        if left > 0:
-            batches += _plan_model(model, jobs, cycle_due, limits._replace(creates_left=left))
+        room = rooms.get(model, UNLIMITED)
+        if left > 0 and now_us >= room.not_before_us:
+            batches += _plan_model(model, jobs, cycle_due, limits._replace(creates_left=left), room)
     return batches
 
 
@@ -81,16 +109,29 @@ def fair_order(jobs: Iterable[Waiting]) -> list[Waiting]:
     return ordered
 
 
-def _plan_model(model: str, jobs: list[Waiting], cycle_due: bool, limits: Limits) -> list[Planned]:
+def _plan_model(model: str, jobs: list[Waiting], cycle_due: bool, limits: Limits, room: Room) -> list[Planned]:
     wanted = -(-len(jobs) // limits.jobs_per_batch)
     size = limits.jobs_per_batch
     if wanted > limits.creates_left:
         size = min(limits.jobs_per_batch_max, -(-len(jobs) // limits.creates_left))
     batches: list[Planned] = []
-    for members, full in _cut(fair_order(jobs), size, limits.bytes_per_batch_max):
+    for members, full in _cut(_fitting(fair_order(jobs), room), size, limits.bytes_per_batch_max):
         if len(batches) < limits.creates_left and (full or cycle_due):
             batches.append(Planned(model, tuple(job.uid for job in members)))
     return batches
+
+
+def _fitting(jobs: list[Waiting], room: Room) -> list[Waiting]:
+    """The head of the queue for which there is room: never a later job before an earlier one."""
+    left = room.left
+    if left is None:
+        return jobs
+    used = 0
+    for place, job in enumerate(jobs):
+        used += job.tokens
+        if used > left:
+            return jobs[: max(place, 0 if room.taken else 1)]
+    return jobs
 
 
 def _cut(jobs: list[Waiting], size: int, bytes_max: int) -> Iterable[tuple[list[Waiting], bool]]:

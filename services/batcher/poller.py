@@ -3,40 +3,47 @@
 A batch that has ended is ingested: its files are streamed to disk and into the object store, where they are kept; their
 lines are applied in transactions of at most 1,000; members without a line are judged last, and only when the files hold
 as many lines as the provider counted. Every step may be repeated, as a job takes one outcome per attempt.
+
+What fails is decided by the table of outcomes: the batch's next step waits for a pause that grows, and where the tries
+have reached their bound the batch is held for an operator, or what is lost for good fails its jobs.
 """
 
 import asyncio
+import random
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from prometheus_client import Counter
 
+from services.batcher import allowance, outcome
 from services.batcher import batch as batches
+from services.batcher.backoff import Patience, is_over, pause_us
 from services.batcher.batch import Batch, Counts, State
-from services.batcher.batch_file import LineFailure, LineResult, parse_result_line, split_custom_id
-from services.batcher.job import Answer, Failure, Limits
-from services.batcher.object_store import ObjectStore, batch_key
-from services.batcher.openai_api import OpenAIApi, ProviderBatch, ProviderError, ProviderMissing
-from services.batcher.store_batches import LINES_MAX, BatchStore, Loss, Result, raise_if_all_failed
+from services.batcher.job import Failure, Limits
+from services.batcher.object_store import ObjectStore
+from services.batcher.openai_api import OpenAIApi, ProviderBatch, ProviderDown, ProviderError
+from services.batcher.outcome import Action, Place, Row, Signal, classify
+from services.batcher.planner import Planned
+from services.batcher.result_files import ResultFiles, loss_of
+from services.batcher.store_batches import BatchStore, Loss, Result, raise_if_all_failed
 from services.chassis import logs
 from services.chassis.leases import Lease
 
 BATCHES_AT_ONCE = 8
-PARTS = ("output", "error")
 DAY_US = 24 * 3600 * 1_000_000
 MISSING_LINE = Failure("missing_line", "The provider's files hold no line for the job.")
-LATE_LINES = Counter("batcher_late_lines", "Lines of attempts that were over, or of nobody, and dropped.")
+RESULT_LOST = Failure("result_lost", "The provider has an answer and does not hand it out.")
 DUPLICATES = Counter("batcher_duplicate_batches", "Second batches of one intent, found and cancelled.")
+LOST = Counter("batcher_lost_results", "Jobs whose answers the provider counted and never handed out.")
 
 _log = logs.get_logger(__name__)
 
 
 class PollerLimits(NamedTuple):
-    """wait_us: how long jobs wait after the provider said that its queue is full."""
+    """patience: with a batch whose step fails, and with a provider that has no room."""
 
-    wait_us: int
+    patience: Patience
     duplicates_us: int
     job: Limits
 
@@ -51,18 +58,24 @@ class Poller:
         provider: OpenAIApi,
         folder: Path,
         limits: PollerLimits,
+        new_id: Callable[[], str],
         ended: Callable[[], None],
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
-        self._objects = objects
         self._provider = provider
-        self._folder = folder
         self._limits = limits
+        self._new_id = new_id
         self._ended = ended
+        self._jitter = jitter
+        wait_us = limits.patience.first_us
+        self._files = ResultFiles(store, objects, provider, folder, limits.job, wait_us, ended)
         self._duplicates_due_us = 0
 
     async def step(self, lease: Lease, now_us: int) -> bool:
         """Asks about every batch that was bought, and ingests those that have ended."""
+        if self._provider.is_down():
+            return False
         slots = asyncio.Semaphore(BATCHES_AT_ONCE)
         unwanted = frozenset(await self._store.unwanted())
 
@@ -70,14 +83,19 @@ class Poller:
             async with slots:
                 try:
                     await self._follow(batch, batch.batch_id in unwanted, lease, now_us)
+                except ProviderDown:
+                    # Nothing was asked, so that nothing is learnt about the batch.
+                    return None
                 except Exception as error:
                     # One batch's trouble is not its neighbours'.
                     _log.warning("batch_not_followed", batch=batch.batch_id, error=f"{type(error).__name__}: {error}")
+                    if isinstance(error, ProviderError):
+                        await self._stumble(batch.batch_id, error, lease, now_us)
                     return error
             return None
 
         bought = [b for b in await self._store.open_batches() if b.state in (State.RUNNING, State.INGESTING)]
-        failures = await asyncio.gather(*map(follow, bought))
+        failures = await asyncio.gather(*(follow(batch) for batch in bought if batch.not_before_us <= now_us))
         if now_us >= self._duplicates_due_us:
             self._duplicates_due_us = now_us + self._limits.duplicates_us
             await self._cancel_duplicates(now_us)
@@ -85,7 +103,7 @@ class Poller:
         return False
 
     async def _follow(self, batch: Batch, unwanted: bool, lease: Lease, now_us: int) -> None:
-        found = await self._retrieve(batch, lease)
+        found = await self._provider.retrieve(batch.provider_batch_id)
         if batch.state is State.RUNNING:
             while await self._store.start(batch.batch_id, lease):
                 pass
@@ -99,92 +117,129 @@ class Poller:
 
     async def _note(self, batch: Batch, found: ProviderBatch, lease: Lease, now_us: int) -> None:
         """Writes how far the provider is, where that is news."""
-        known = batch._replace(problem="")
+        if batch.provider_state == "validating" and found.status in _TAKEN:
+            await self._store.unlearn(batch.model, lease)
+        known = batches.steady(batch)
         moved = batches.progress(known, found.status, _counts(found), now_us)
         if found.status in batches.ENDED:
             moved = batches.end(moved or known, found.output_file_id, found.error_file_id, now_us)
-        if moved is not None or batch.problem:
+        if moved is not None or known != batch:
             await self._store.update(moved or known, "batch.progress", lease)
 
-    async def _retrieve(self, batch: Batch, lease: Lease) -> ProviderBatch:
-        try:
-            return await self._provider.retrieve(batch.provider_batch_id)
-        except ProviderMissing:
-            # It was paid for: whoever runs this has to look, and nothing is bought again meanwhile.
-            problem = "the provider does not know the batch under the configured key"
-            _log.error("batch_missing", batch=batch.batch_id, provider_batch=batch.provider_batch_id, alert=True)
-            if batch.problem != problem:
-                await self._store.update(batch._replace(problem=problem), "batch.held", lease)
-            raise
+    async def _stumble(self, batch_id: str, error: ProviderError, lease: Lease, now_us: int) -> None:
+        """Writes that the batch's step failed, and when it is done again; past its bound a person is told."""
+        batch = await self._store.batch(batch_id)
+        if batch is None or batch.state not in (State.RUNNING, State.INGESTING):
+            return
+        over = self._is_over(batch, now_us)
+        problem = batches.problem_of(error.row, error.code, over)
+        if problem and problem != batch.problem:
+            _log.error("batch_held", batch=batch_id, problem=problem, error=str(error), alert=True)
+        not_before_us = now_us + pause_us(batch.failures + 1, self._limits.patience, self._jitter())
+        await self._store.update(batches.stumble(batch, not_before_us, problem, now_us), "batch.stumbled", lease)
+
+    def _is_over(self, batch: Batch, now_us: int) -> bool:
+        """Whether the batch's step has reached its bound with a failure of now."""
+        return is_over(batch.failures + 1, batch.failing_since_us or now_us, now_us, self._limits.patience)
 
     async def _cancel(self, batch_id: str, lease: Lease) -> None:
         """Nobody wants the batch any more; what it has finished until it ends still counts."""
         batch = await self._store.batch(batch_id)
-        if batch is not None and batch.state is State.RUNNING:
+        if batch is None or batch.state is not State.RUNNING:
+            return
+        try:
             await self._provider.cancel(batch.provider_batch_id)
-            await self._store.update(batch._replace(cancel_sent=True), "batch.cancelling", lease)
-            _log.info("batch_cancelling", batch=batch_id)
+        except ProviderError as error:
+            if error.row.action is not Action.DROP:
+                raise
+        await self._store.update(batch._replace(cancel_sent=True), "batch.cancelling", lease)
+        _log.info("batch_cancelling", batch=batch_id)
 
     async def _ingest(self, batch: Batch, found: ProviderBatch, lease: Lease, now_us: int) -> None:
-        lines = await self._apply_files(batch, found, lease, now_us)
-        if found.status == "failed":
-            await self._lose(batch, _verdict_of(found, now_us + self._limits.wait_us), lease)
+        read = await self._files.apply(batch, found, lease, now_us)
+        trouble = read.trouble
+        if trouble is None and found.status != "failed" and not batches.is_complete(_counts(found), read.lines):
+            await self._files.forget(batch)
+            said = f"the files of {batch.batch_id} hold {read.lines} lines, fewer than were counted"
+            trouble = ProviderError(outcome.SHORT_FILES, said, classify(Signal(Place.ENDED, outcome.SHORT_FILES)))
+        if trouble is not None:
+            if not (self._is_over(batch, now_us) and trouble.row.afterwards is Action.FAIL_JOB):
+                raise trouble
+            # The provider was paid for these answers: buying them again would be knowingly twice.
+            _log.error("results_lost", batch=batch.batch_id, error=str(trouble), alert=True)
+            LOST.inc(await self._lose(batch, Loss(RESULT_LOST, retryable=False), lease))
+        elif found.status == "failed":
+            await self._refused(batch, found, lease, now_us)
         else:
-            if not batches.is_complete(_counts(found), lines):
-                await self._forget_files(batch)
-                raise ProviderError(f"the files of {batch.batch_id} hold {lines} lines, fewer than were counted")
-            await self._lose(batch, Loss(MISSING_LINE, retryable=True), lease)
+            row = classify(Signal(Place.ENDED, found.status))
+            await self._lose(batch, loss_of(MISSING_LINE, row, now_us, now_us), lease)
         await self._store.close(batch.batch_id, lease)
         self._ended()
         _log.info("batch_closed", batch=batch.batch_id, provider_state=found.status)
 
-    async def _apply_files(self, batch: Batch, found: ProviderBatch, lease: Lease, now_us: int) -> int:
-        """Keeps and applies the files that the batch has, of which some may have come after its end was seen; gives how
-        many lines there were.
-        """
-        lines = 0
-        file_ids = (found.output_file_id or batch.output_file_id, found.error_file_id or batch.error_file_id)
-        for part, file_id in zip(PARTS, file_ids, strict=True):
-            if file_id:
-                lines += await self._apply_file(batch, part, file_id, lease, now_us)
-        return lines
+    async def _refused(self, batch: Batch, found: ProviderBatch, lease: Lease, now_us: int) -> None:
+        """The batch failed after its create: its members wait, are cut into two batches, or fail, all or some."""
+        row, failure, bad_lines = batches.judge(found.errors)
+        members = await self._store.member_uids(batch.batch_id)
+        again_us = now_us
+        if row.action is Action.WAIT_UNTIL:
+            row, again_us = await self._wait(batch, row, failure, len(members), lease)
+        elif row.action is Action.SPLIT_BATCH:
+            await self._halve(batch, failure, members, lease, now_us)
+            return
+        if bad_lines and len(members) == batch.jobs:
+            # The lines of the input file are the members in this order, as long as none has had an outcome.
+            blamed = {uid for place, uid in enumerate(members, 1) if place in bad_lines}
+            if blamed:
+                await self._fail(batch, blamed, Loss(failure, retryable=False), lease)
+                row = classify(Signal(Place.FAILED, outcome.BESIDE_BAD_LINE))
+        await self._lose(batch, loss_of(failure, row, now_us, again_us), lease)
 
-    async def _forget_files(self, batch: Batch) -> None:
-        """What was read too early, or broke off unnoticed, is fetched from the provider anew."""
-        for part in PARTS:
-            await self._objects.delete(batch_key(batch.batch_id, batch.submission, part))
+    async def _wait(self, batch: Batch, row: Row, failure: Failure, jobs: int, lease: Lease) -> tuple[Row, int]:
+        """The provider has no room, or our money there is spent: what to do, and until when the model's jobs wait."""
+        if row is not outcome.row("queue_full"):
+            _log.error("provider_refused", batch=batch.batch_id, code=failure.code, alert=True)
+            return row, (await self._store.learn(batch, "", self._pause, lease, teaches=False)).not_before_us
+        code = allowance.alone_over(failure.message, batch.tokens, jobs)
+        if code is None:
+            known = await self._store.learn(batch, failure.message, self._pause, lease)
+            _log.warning("provider_full", model=batch.model, tokens=known.learnt_tokens, refusals=known.refusals)
+            return row, known.not_before_us
+        # Now that the limit is known the planner cuts by it: there is nothing to wait for, nor to be halved.
+        known = await self._store.learn(batch, failure.message, lambda _: 0, lease)
+        _log.warning("batch_over_token_limit", batch=batch.batch_id, tokens=batch.tokens, limit=known.learnt_tokens)
+        return classify(Signal(Place.FAILED, code)), known.not_before_us
 
-    async def _lose(self, batch: Batch, loss: Loss, lease: Lease) -> None:
-        while await self._store.lose_members(batch.batch_id, loss, self._limits.job, lease):
-            pass
+    def _pause(self, refusals: int) -> int:
+        return pause_us(refusals, self._limits.patience, self._jitter())
 
-    async def _apply_file(self, batch: Batch, part: str, file_id: str, lease: Lease, now_us: int) -> int:
-        """Keeps one of a batch's files and applies its lines; gives how many there were."""
-        path = self._folder / f"{batch.batch_id}-{batch.submission}-{part}.jsonl"
-        key = batch_key(batch.batch_id, batch.submission, part)
-        if await self._objects.exists(key):
-            await self._objects.stream_to_file(key, path)
-        else:
-            await self._provider.download(file_id, path)
-            await self._objects.put_file(key, path)
-        try:
-            count = 0
-            with await asyncio.to_thread(path.open, "rb") as file:
-                while lines := await asyncio.to_thread(lambda: list(islice(file, LINES_MAX))):
-                    count += sum(1 for line in lines if line.strip())
-                    await self._apply(batch, _results_in(lines, now_us), lease)
-            return count
-        finally:
-            await asyncio.to_thread(path.unlink, missing_ok=True)
+    async def _halve(self, batch: Batch, failure: Failure, members: list[str], lease: Lease, now_us: int) -> None:
+        """Makes two batches of the members of one that was too large, which costs them no attempt; one job fails."""
+        if len(members) < 2:
+            alone = classify(Signal(Place.FAILED, outcome.ALONE_TOO_LARGE))
+            await self._lose(batch, loss_of(failure, alone, now_us, now_us), lease)
+            return
+        # They wait, so that the planner does not make the same batch of them again before the halves are planned.
+        again_us = now_us + self._limits.patience.first_us
+        await self._lose(batch, Loss(failure, retryable=True, not_before_us=again_us), lease)
+        middle = (len(members) + 1) // 2
+        for half in (members[:middle], members[middle:]):
+            await self._store.plan(Planned(batch.model, tuple(half)), self._new_id(), lease)
+        _log.warning("batch_split", batch=batch.batch_id, jobs=len(members), code=failure.code)
 
-    async def _apply(self, batch: Batch, results: list[Result | None], lease: Lease) -> None:
-        known = [result for result in results if result is not None]
-        changes = await self._store.apply(batch.batch_id, known, self._limits.job, lease) if known else []
-        LATE_LINES.inc(len(results) - len(changes))
-        for change in changes:
-            job = change.job
-            _log.info("job_answered", job=job.uid, batch=batch.batch_id, state=job.state.value, attempt=job.attempt)
-        self._ended()
+    async def _fail(self, batch: Batch, uids: set[str], loss: Loss, lease: Lease) -> None:
+        """Gives the same loss to some members."""
+        async for member in self._store.members(batch.batch_id):
+            if member.job.uid in uids:
+                result = Result(member.job.uid, member.job.attempt, loss)
+                await self._store.apply(batch.batch_id, [result], self._limits.job, lease)
+
+    async def _lose(self, batch: Batch, loss: Loss, lease: Lease) -> int:
+        """Gives the same loss to all members that have no outcome; tells how many they were."""
+        lost = 0
+        while count := await self._store.lose_members(batch.batch_id, loss, self._limits.job, lease):
+            lost += count
+        return lost
 
     async def _cancel_duplicates(self, now_us: int) -> None:
         """Looks for second batches of submissions that were once in doubt, for a day, and cancels them."""
@@ -202,33 +257,8 @@ class Poller:
 
 
 _DYING = batches.ENDED | {"cancelling"}
+_TAKEN = frozenset({"in_progress", "finalizing", "completed"})
 
 
 def _counts(found: ProviderBatch) -> Counts:
     return Counts(found.total, found.completed, found.failed)
-
-
-def _verdict_of(found: ProviderBatch, again_us: int) -> Loss:
-    """What every job of a refused batch loses: some time, or its only chance."""
-    verdict = batches.judge(list(found.errors))
-    return Loss(verdict.failure, retryable=verdict.wait, not_before_us=again_us if verdict.wait else 0)
-
-
-def _results_in(lines: list[bytes], now_us: int) -> list[Result | None]:
-    """The results that lines hold; None for a line that names no attempt of ours."""
-    return [_result_of(parse_result_line(line), now_us) for line in lines if line.strip()]
-
-
-def _result_of(line: LineResult | None, now_us: int) -> Result | None:
-    attempt_of = split_custom_id(line.custom_id) if line is not None else None
-    if line is None or attempt_of is None:
-        return None
-    return Result(*attempt_of, _outcome_of(line.outcome, now_us))
-
-
-def _outcome_of(outcome: Answer | LineFailure, now_us: int) -> Answer | Loss:
-    if isinstance(outcome, Answer):
-        return outcome
-    # A line that its batch had no time for did not fail: trying it again costs no attempt, only the deadline's time.
-    waited = now_us if outcome.code == "batch_expired" else 0
-    return Loss(Failure(outcome.code, outcome.message), outcome.retryable, waited)

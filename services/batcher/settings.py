@@ -7,7 +7,9 @@ from typing import Literal, Self
 from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.batcher import image, job
+from services.batcher import breaker, image, job
+from services.batcher.allowance import read_limits
+from services.batcher.backoff import Patience
 from services.batcher.pricing import PriceList, read_prices
 from services.chassis.settings import ServerSettings
 
@@ -131,8 +133,27 @@ class BatcherSettings(ServerSettings):
         120.0, ge=0, description="How long a creation in doubt may still come through at the provider, in seconds."
     )
     submit_retry_seconds: float = Field(
-        60.0, gt=0, description="When a batch that the provider would not have now is tried again, in seconds."
+        60.0, gt=0, description="After how long what failed at the provider is tried again; pauses double, in seconds."
     )
+    retry_seconds_max: float = Field(900.0, gt=0, description="How long such a pause becomes at most, in seconds.")
+    give_up_tries: int = Field(
+        12,
+        ge=1,
+        description="After so many tries, and so many hours, a batch that always fails is given to an operator.",
+    )
+    give_up_hours: float = Field(
+        6.0, ge=0, description="The hours; results that the provider does not hand out by then are given up."
+    )
+    enqueued_tokens: str = Field(
+        "",
+        description="Tokens that may be enqueued at the provider, as gpt-4.1-mini=2000000,...; what is not named is"
+        " learnt from refusals.",
+    )
+    breaker_failures: int = Field(
+        5, ge=1, description="After so many unanswered calls in a row the provider is left alone for a while."
+    )
+    breaker_seconds: float = Field(10.0, gt=0, description="For how long at first; the pause doubles, in seconds.")
+    breaker_seconds_max: float = Field(120.0, gt=0, description="How long that pause becomes at most, in seconds.")
     lease_seconds: float = Field(
         180.0, gt=0, description="After how long another replica takes over from one that is gone, in seconds."
     )
@@ -150,6 +171,7 @@ class BatcherSettings(ServerSettings):
             )
         if self.batch_jobs > self.batch_jobs_max:
             raise ValueError("batch_jobs must not be more than batch_jobs_max")
+        read_limits(self.enqueued_tokens)
         return self
 
     def model_names(self) -> frozenset[str]:
@@ -157,6 +179,22 @@ class BatcherSettings(ServerSettings):
         listed = {model.strip() for model in self.models.split(",") if model.strip()}
         priced = {model for prices in self.prices() for model in prices.models}
         return frozenset({self.model_default, *listed, *priced})
+
+    def token_limits(self) -> dict[str, int]:
+        """Tokens that may be enqueued, by model."""
+        return read_limits(self.enqueued_tokens)
+
+    def patience(self) -> Patience:
+        """With what fails at the provider."""
+        give_up_us = int(self.give_up_hours * 3600 * 1_000_000)
+        first_us, longest_us = int(self.submit_retry_seconds * 1_000_000), int(self.retry_seconds_max * 1_000_000)
+        return Patience(first_us, max(first_us, longest_us), self.give_up_tries, give_up_us)
+
+    def breaker_limits(self) -> breaker.Limits:
+        """When the provider is left alone, and for how long. A probe has the time of a small call."""
+        first_us, longest_us = int(self.breaker_seconds * 1_000_000), int(self.breaker_seconds_max * 1_000_000)
+        patience = Patience(first_us, max(first_us, longest_us), 0, 0)
+        return breaker.Limits(self.breaker_failures, int(self.openai_timeout_seconds * 1_000_000), patience)
 
     def image_limits(self) -> image.Limits:
         """What an image may have at most."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from services.batcher import batch as batches
 from services.batcher import job as jobs
+from services.batcher import prompt_tokens
 from services.batcher.batch import line_bytes
 from services.batcher.errors import IdempotencyMismatch, ImageNotFound, JobEnded, JobNotFound
 from services.batcher.job import Action, Answer, Change, Failure, Job, Limits, Settlement, SettlementState, State
@@ -131,7 +132,7 @@ class Store(Stored):
                 known[key] = (accepted, command.order)
                 new.append((command, jobs.accept(accepted)))
                 results.append(Submitted(accepted, False))
-            written = await self._insert(tx, new, superseded, now_us)
+            written = await self._insert(tx, new, images, superseded, now_us)
         self._wake()
         return [r._replace(job=written.get(r.job.uid, r.job)) if isinstance(r, Submitted) else r for r in results]
 
@@ -141,7 +142,12 @@ class Store(Stored):
         return command.job._replace(line_bytes=size, create_time_us=now_us, update_time_us=now_us)
 
     async def _insert(
-        self, tx: Transaction, new: Sequence[tuple[NewJob, Change]], superseded: Sequence[tuple[str]], now_us: int
+        self,
+        tx: Transaction,
+        new: Sequence[tuple[NewJob, Change]],
+        images: Mapping[tuple[str, str], Image],
+        superseded: Sequence[tuple[str]],
+        now_us: int,
     ) -> dict[str, Job]:
         if not new:
             return {}
@@ -151,7 +157,7 @@ class Store(Stored):
             now_us,
             [change for _, change in new],
             actors={command.job.uid: command.actor for command, _ in new},
-            orders={c.job.uid: (c.detail, c.max_output_tokens, c.order) for c, _ in new},
+            orders={c.job.uid: (c.detail, c.max_output_tokens, c.order, _prompt_tokens(c, images)) for c, _ in new},
         )
         return {change.job.uid: change.job for change in done}
 
@@ -305,6 +311,12 @@ def _missing_image(command: NewJob, images: Mapping[tuple[str, str], Image]) -> 
     account_id = command.job.account_id
     missing = [image_id for image_id in command.image_ids if (account_id, image_id) not in images]
     return ImageNotFound(account_id, missing[0]) if missing else None
+
+
+def _prompt_tokens(command: NewJob, images: Mapping[tuple[str, str], Image]) -> int:
+    seen = (images[command.job.account_id, image_id] for image_id in command.image_ids)
+    sizes = ((image.width_pixels, image.height_pixels) for image in seen)
+    return prompt_tokens.estimate(command.job.model, command.detail, len(command.order), sizes)
 
 
 def _settlement(row: Row) -> Settlement:

@@ -16,10 +16,10 @@ from services.batcher import job as jobs
 from services.batcher.batch import Batch, Counts, State, Submission, SubmissionState
 from services.batcher.job import Answer, Change, Failure, Job, Limits
 from services.batcher.planner import Planned, Waiting
+from services.batcher.store_allowances import AllowanceStore
 from services.batcher.store_rows import (
     Member,
     Note,
-    Stored,
     batch_of,
     check,
     lock_batches,
@@ -50,7 +50,7 @@ class Result(NamedTuple):
     outcome: Answer | Loss
 
 
-class BatchStore(Stored):
+class BatchStore(AllowanceStore):
     """Batches, their members and their submissions."""
 
     async def depths(self) -> dict[str, int]:
@@ -74,7 +74,8 @@ class BatchStore(Stored):
             changes = [c for job in await lock_jobs(tx, planned.uids) if (c := jobs.plan(job, batch_id, now_us))]
             if not changes:
                 return None
-            batch = batches.plan(batch_id, planned.model, len(changes), now_us)
+            tokens = await _tokens(tx, [change.job.uid for change in changes])
+            batch = batches.plan(batch_id, planned.model, len(changes), now_us, tokens)
             _, notes = await write(tx, now_us, changes, [_note("batch.planned", batch)])
         self._wake()
         return notes[0].batch
@@ -174,6 +175,11 @@ class BatchStore(Stored):
         while await self.start(submission.batch_id, lease):
             pass
 
+    async def member_uids(self, batch_id: str) -> list[str]:
+        """The jobs of a batch that have no outcome yet, in the order of their lines in its input file."""
+        async with self.database.reading() as tx:
+            return await _member_uids(tx, batch_id)
+
     async def start(self, batch_id: str, lease: Lease) -> int:
         """Moves up to 1,000 jobs of an adopted batch to RUNNING; gives how many."""
         async with self.database.reading() as tx:
@@ -189,15 +195,38 @@ class BatchStore(Stored):
         self._wake()
         return len(changes)
 
-    async def abandon(self, submission: Submission, not_before_us: int, lease: Lease) -> None:
-        """The provider has not got the batch and never will through this submission: the next may be opened."""
+    async def split(self, batch_id: str, new_batch_id: str, lease: Lease) -> Batch | None:
+        """Moves half of a planned batch's members to a new one; None where it can't be cut."""
+        async with self.database.transaction() as tx:
+            await check(tx, lease)
+            now_us = await tx.now_us()
+            members = await lock_jobs(tx, await _member_uids(tx, batch_id))
+            batch = (await lock_batches(tx, [batch_id]))[batch_id]
+            half = members[(len(members) + 1) // 2 :]
+            if batch.state is not State.PLANNED or not half:
+                return None
+            uids = [job.uid for job in half]
+            counted = batch._replace(jobs=len(members), tokens=max(batch.tokens, await _tokens(tx, uids)))
+            left, new = batches.split(counted, new_batch_id, len(half), await _tokens(tx, uids), now_us)
+            await tx.run("attempts_move", batch_id=new_batch_id, uids=json.dumps(uids))
+            changes = [batches.move(job, new_batch_id, now_us) for job in half]
+            await write(tx, now_us, changes, [_note("batch.split", left), _note("batch.planned", new)])
+        self._wake()
+        return new
+
+    async def abandon(self, submission: Submission, not_before_us: int, lease: Lease, problem: str = "") -> None:
+        """The provider has not got the batch and never will through this submission: the next may be opened.
+
+        problem: why that needs a person, or empty.
+        """
         async with self.database.transaction() as tx:
             await check(tx, lease)
             now_us = await tx.now_us()
             batch = (await lock_batches(tx, [submission.batch_id]))[submission.batch_id]
             abandoned = submission._replace(state=SubmissionState.ABANDONED)
             if await _write_submission(tx, abandoned) and batch.state is State.SUBMITTING:
-                await write(tx, now_us, [], [_note("batch.abandoned", batches.abandon(batch, not_before_us, now_us))])
+                after = batches.abandon(batch, not_before_us, now_us, problem)
+                await write(tx, now_us, [], [_note("batch.abandoned", after)])
 
     async def update(self, batch: Batch, kind: str, lease: Lease) -> None:
         """Writes a batch that one of `batch`'s functions gave, unless another has changed it since it was read."""
@@ -221,12 +250,13 @@ class BatchStore(Stored):
             await check(tx, lease)
             now_us = await tx.now_us()
             locked = await lock_jobs(tx, {result.uid for result in results})
+            extra = await _uncounted(tx, [job.uid for job in locked if job.attempt >= limits.attempts_max])
             changes = [
                 change
                 for job in locked
                 if job.batch_id == batch_id
                 and (result := by_attempt.get((job.uid, job.attempt)))
-                and (change := _apply(job, result, limits, now_us))
+                and (change := _apply(job, result, _plus(limits, extra.get(job.uid, 0)), now_us))
             ]
             written, _ = await write(tx, now_us, changes)
         self._wake()
@@ -291,6 +321,21 @@ def _note(kind: str, batch: Batch) -> Note:
     """What the journal holds of a batch: enough to show its progress."""
     counts = Counts(batch.total, batch.completed, batch.failed)._asdict()
     return Note(kind, batch, {"state": batch.state, "provider_state": batch.provider_state, **counts})
+
+
+def _plus(limits: Limits, attempts: int) -> Limits:
+    """The limits of a job of whose attempts some did not count."""
+    return limits._replace(attempts_max=limits.attempts_max + attempts) if attempts else limits
+
+
+async def _uncounted(tx: Transaction, uids: Sequence[str]) -> dict[str, int]:
+    rows = await tx.rows("attempts_uncounted", uids=json.dumps(sorted(uids))) if uids else []
+    return {row["uid"]: row["attempts"] for row in rows}
+
+
+async def _tokens(tx: Transaction, uids: Sequence[str]) -> int:
+    row = await tx.row("prompt_tokens_of", uids=json.dumps(sorted(uids)))
+    return int(row["tokens"]) if row else 0
 
 
 async def _member_uids(tx: Transaction, batch_id: str) -> list[str]:

@@ -132,14 +132,14 @@ async def write(
     notes: Sequence[Note] = (),
     *,
     actors: Mapping[str, str] = MappingProxyType({}),
-    orders: Mapping[str, tuple[str, int, str]] = MappingProxyType({}),
+    orders: Mapping[str, tuple[str, int, str, int]] = MappingProxyType({}),
     lease_us: int = 0,
 ) -> tuple[list[Change], list[Note]]:
     """Writes the changes of locked jobs and batches, each with its journal row; gives them back with their revisions.
 
-    actors: who asked, by uid, where it was not the service. orders: (detail, max_output_tokens, order) of new jobs,
-    by uid. lease_us: how long an attempt opened here is left to this process. Raises Conflict when a job is not what
-    it was.
+    actors: who asked, by uid, where it was not the service. orders: (detail, max_output_tokens, order, prompt_tokens)
+    of new jobs, by uid. lease_us: how long an attempt opened here is left to this process. Raises Conflict when a job
+    is not what it was.
     """
     if not changes and not notes:
         return [], []
@@ -235,7 +235,7 @@ def _statements(
     changes: Sequence[Change], notes: Sequence[Note], now_us: int, lease_us: int
 ) -> list[tuple[str, list[tuple[Any, ...]]]]:
     """What goes with the changes: attempts that end and begin, settlements that are owed or answered, batches."""
-    ended = [(c.job.uid, c.before.attempt, now_us, c.ended) for c in changes if c.ended]
+    ended = [(c.job.uid, c.before.attempt, now_us, c.ended, _counted(c)) for c in changes if c.ended]
     opened = [(c.job.uid, c.job.attempt, c.job.batch_id, now_us, now_us + lease_us) for c in changes if c.opened]
     owed = [
         (c.job.uid, c.settlement.action.value, c.settlement.amount, now_us)
@@ -249,6 +249,11 @@ def _statements(
         ("batches_insert", [_plain(note.batch) for note in notes if note.kind == "batch.planned"]),
         ("batches_update", [_plain(note.batch) for note in notes if note.kind != "batch.planned"]),
     ]
+
+
+def _counted(change: Change) -> bool:
+    """Whether the attempt that ended counts: not where the job goes on and the provider had asked to wait."""
+    return is_final(change.job) or not change.job.not_before_us
 
 
 def _plain(record: Job | Batch) -> tuple[object, ...]:

@@ -3,9 +3,13 @@
 A submission is opened; its input file is built and uploaded, and the file's id written; the batch is created, and its
 id written. Where the process dies in between, or an answer is lost, `_resolve` closes the submission in the order
 that `batch.next_step` gives, so that no batch is knowingly bought twice.
+
+What a failure means is decided by the table of outcomes. Whatever is tried again waits for a pause that grows; a batch
+that is too large is cut in two.
 """
 
 import asyncio
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,18 +17,13 @@ from typing import NamedTuple
 from prometheus_client import Counter
 
 from services.batcher import batch as batches
-from services.batcher import planner
+from services.batcher import outcome, planner
+from services.batcher.backoff import Patience, is_over, pause_us
 from services.batcher.batch import Batch, State, Step, Submission
 from services.batcher.input_file import InputFiles, Unbuildable
 from services.batcher.job import HOLD_LOST, Failure, Job, Limits
-from services.batcher.openai_api import (
-    OpenAIApi,
-    ProviderBusy,
-    ProviderDoubt,
-    ProviderError,
-    ProviderMissing,
-    ProviderRefused,
-)
+from services.batcher.openai_api import OpenAIApi, ProviderBusy, ProviderDown, ProviderError
+from services.batcher.outcome import Action
 from services.batcher.store_batches import BatchStore, Loss, Result, raise_if_all_failed
 from services.batcher.wallet_client import WalletClient
 from services.batcher.wallet_holds import extend_holds
@@ -52,7 +51,7 @@ class SubmitterLimits(NamedTuple):
     create_timeout_seconds: float
     settle_us: int
     window_us: int
-    retry_us: int
+    patience: Patience
     job: Limits
 
 
@@ -68,6 +67,7 @@ class Submitter:
         limits: SubmitterLimits,
         new_id: Callable[[], str],
         ended: Callable[[], None],
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
         self._files = files
@@ -76,6 +76,7 @@ class Submitter:
         self._limits = limits
         self._new_id = new_id
         self._ended = ended
+        self._jitter = jitter
         self._planned_cycle = 0
 
     def next_cycle_us(self, now_us: int) -> int:
@@ -85,12 +86,17 @@ class Submitter:
     async def step(self, lease: Lease, now_us: int) -> bool:
         """Plans what is due, then brings every open batch that is not bought yet one step further."""
         await self._plan(lease, now_us)
+        if self._provider.is_down():
+            return False
         slots = asyncio.Semaphore(BATCHES_AT_ONCE)
 
         async def advance(batch: Batch) -> Exception | None:
             async with slots:
                 try:
                     await self._advance(batch, lease, now_us)
+                except ProviderDown:
+                    # Nothing was asked, so that nothing is learnt about the batch.
+                    return None
                 except Exception as error:
                     # One batch's trouble is not its neighbours'.
                     _log.warning("batch_not_submitted", batch=batch.batch_id, error=f"{type(error).__name__}: {error}")
@@ -107,28 +113,40 @@ class Submitter:
         cycle_due = cycle > self._planned_cycle > 0
         self._planned_cycle = self._planned_cycle or cycle
         depths = await self._store.depths()
-        if not depths or not (cycle_due or max(depths.values()) >= self._limits.jobs_per_batch):
+        rooms = await self._store.rooms() if depths else {}
+        limits = self._limits
+        if not depths or not (cycle_due or planner.may_start(depths, limits.jobs_per_batch, rooms, now_us)):
             self._planned_cycle = cycle
             return
-        limits = self._limits
         creates_left = limits.creates_per_hour_max - await self._store.submissions_since(now_us - HOUR_US)
         if creates_left <= 0:
             return
         queue = await self._store.queue(limits.jobs_per_batch_max, QUEUE_JOBS_MAX)
         may = planner.Limits(limits.jobs_per_batch, limits.jobs_per_batch_max, limits.bytes_per_batch_max, creates_left)
-        for planned in planner.plan(queue, cycle_due, may):
+        for planned in planner.plan(queue, cycle_due, may, rooms, now_us):
             batch = await self._store.plan(planned, self._new_id(), lease)
             if batch is not None:
                 _log.info("batch_planned", batch=batch.batch_id, model=batch.model, jobs=batch.jobs)
         self._planned_cycle = cycle
 
     async def _advance(self, batch: Batch, lease: Lease, now_us: int) -> None:
-        if batch.state is State.PLANNED and batch.not_before_us <= now_us:
+        if batch.not_before_us > now_us:
+            return
+        if batch.state is State.PLANNED:
             await self._submit(batch, lease, now_us)
         elif batch.state is State.SUBMITTING:
             submission = await self._store.submission(batch.batch_id)
-            if submission is not None:
+            if submission is None:
+                return
+            try:
                 await self._resolve(batch, submission, lease, now_us)
+            except ProviderDown:
+                raise
+            except ProviderError as error:
+                problem, not_before_us = self._again(batch, error, now_us)
+                held = batches.stumble(batch, not_before_us, problem, now_us)
+                await self._store.update(held, "batch.stumbled", lease)
+                raise
 
     async def _submit(self, batch: Batch, lease: Lease, now_us: int) -> None:
         """Buys a planned batch."""
@@ -151,11 +169,8 @@ class Submitter:
                 lease,
             )
             self._ended()
-        except ProviderRefused as error:
-            await self._refused(batch, submission, error, lease, now_us)
-        except ProviderBusy as error:
-            await self._abandon(submission, now_us + int(error.retry_after_seconds * 1_000_000), lease)
-            _log.warning("provider_busy", batch=batch.batch_id, retry_after_seconds=error.retry_after_seconds)
+        except ProviderError as error:
+            await self._failed(batch, submission, error, lease, now_us)
 
     async def _hold(self, batch: Batch, lease: Lease, now_us: int) -> dict[str, Failure]:
         """Makes the members' holds outlast the batch; the failures of those whose hold is gone. WalletUnavailable."""
@@ -181,45 +196,69 @@ class Submitter:
         try:
             name = f"{submission.batch_id}-{submission.attempt}.jsonl"
             input_file_id = await self._provider.upload_input(path, name)
-        except ProviderDoubt:
-            # A file that nobody asks for costs nothing and expires by itself.
-            _log.warning("upload_in_doubt", batch=submission.batch_id)
-            raise
         finally:
             await asyncio.to_thread(Path.unlink, path, missing_ok=True)
         return await self._store.record(submission._replace(input_file_id=input_file_id), lease)
 
     async def _create(self, submission: Submission, lease: Lease) -> None:
         tags = batches.metadata(submission.batch_id, submission.intent_id)
-        try:
-            bought = await self._provider.create_batch(
-                submission.input_file_id, tags, self._limits.create_timeout_seconds
-            )
-        except (ProviderDoubt, ProviderMissing) as error:
-            # Missing may mean that the file is not visible yet, and then the create may have come through all the same.
-            DOUBTS.inc()
-            _log.warning("create_in_doubt", batch=submission.batch_id, intent=submission.intent_id, error=str(error))
-            return
+        bought = await self._provider.create_batch(submission.input_file_id, tags, self._limits.create_timeout_seconds)
         await self._store.adopt(submission, bought.id, lease)
         _log.info("batch_submitted", batch=submission.batch_id, provider_batch=bought.id)
 
-    async def _refused(
-        self, batch: Batch, submission: Submission, error: ProviderRefused, lease: Lease, now_us: int
+    async def _failed(
+        self, batch: Batch, submission: Submission, error: ProviderError, lease: Lease, now_us: int
     ) -> None:
-        """A definite no: to these jobs where the request is at fault, or to us for now."""
-        await self._abandon(submission, now_us + self._limits.retry_us, lease)
-        if not error.permanent:
-            _log.error("provider_refused", batch=batch.batch_id, code=error.code, message=error.message, alert=True)
-            return
-        loss = Loss(Failure(error.code, error.message), retryable=False)
+        """The upload or the create failed: what the table of outcomes says is done. In doubt nothing is, until it is
+        known what was bought.
+        """
+        stored = await self._store.submission(batch.batch_id)
+        submission = stored or submission
+        action = error.row.action
+        if action is Action.DOUBT:
+            DOUBTS.inc()
+            _log.warning("create_in_doubt", batch=batch.batch_id, intent=submission.intent_id, error=str(error))
+        elif action is Action.SPLIT_BATCH:
+            await self._abandon(submission, now_us, lease)
+            new = await self._store.split(batch.batch_id, self._new_id(), lease)
+            if new is None:
+                await self._fail(batch, Failure(error.code, error.message), lease)
+            else:
+                _log.warning("batch_split", batch=batch.batch_id, new_batch=new.batch_id, code=error.code)
+        elif action is Action.FAIL_JOB:
+            await self._abandon(submission, now_us, lease)
+            await self._fail(batch, Failure(error.code, error.message), lease)
+        else:
+            problem, not_before_us = self._again(batch, error, now_us)
+            if error.row is outcome.row("queue_full"):
+                await self._store.learn(batch, error.message, lambda _: not_before_us - now_us, lease)
+            await self._abandon(submission, not_before_us, lease, problem)
+            _log.warning("provider_busy", batch=batch.batch_id, error=str(error))
+
+    def _again(self, batch: Batch, error: ProviderError, now_us: int) -> tuple[str, int]:
+        """What a person has to look at, or nothing, and when the batch's failed step is done again."""
+        failures, patience = batch.failures + 1, self._limits.patience
+        over = is_over(failures, batch.failing_since_us or now_us, now_us, patience)
+        problem = batches.problem_of(error.row, error.code, over)
+        if problem and problem != batch.problem:
+            _log.error("provider_refused", batch=batch.batch_id, code=error.code, error=str(error), alert=True)
+        if not isinstance(error, ProviderBusy):
+            return problem, now_us + pause_us(failures, patience, self._jitter())
+        # Its own word is kept the first time; a provider that says the same again and again is asked less often.
+        grown_us = pause_us(batch.failures, patience, self._jitter()) if batch.failures else 0
+        return problem, now_us + max(int(error.retry_after_seconds * 1_000_000), grown_us)
+
+    async def _fail(self, batch: Batch, failure: Failure, lease: Lease) -> None:
+        """Nobody will ever answer these jobs: they fail, and their tokens are given back."""
+        loss = Loss(failure, retryable=False)
         while await self._store.lose_members(batch.batch_id, loss, self._limits.job, lease):
             pass
         await self._store.close(batch.batch_id, lease)
         self._ended()
 
-    async def _abandon(self, submission: Submission, not_before_us: int, lease: Lease) -> None:
+    async def _abandon(self, submission: Submission, not_before_us: int, lease: Lease, problem: str = "") -> None:
         """Closes a submission of which it is certain that nothing was bought, and tidies up after it."""
-        await self._store.abandon(submission, not_before_us, lease)
+        await self._store.abandon(submission, not_before_us, lease, problem)
         if submission.input_file_id:
             try:
                 await self._provider.delete_file(submission.input_file_id)
@@ -242,8 +281,9 @@ class Submitter:
             await self._provider.delete_file(submission.input_file_id)
             await self._store.record(submission._replace(doubt_time_us=now_us), lease)
         elif step is Step.ABANDON:
-            # Whatever broke the upload off may take a while: each try costs a submission and a file's transfer.
-            await self._store.abandon(submission, now_us + self._limits.retry_us, lease)
+            # Whatever broke the last try off may take a while: each costs a submission and a file's transfer.
+            pause = pause_us(batch.failures + 1, self._limits.patience, self._jitter())
+            await self._store.abandon(submission, now_us + pause, lease, batch.problem)
             _log.info("submission_abandoned", batch=batch.batch_id, attempt=submission.attempt)
 
     async def _found(self, submission: Submission, lease: Lease, now_us: int) -> bool:

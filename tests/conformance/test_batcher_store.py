@@ -396,5 +396,6 @@ def test_no_statement_reads_a_whole_table_on_sqlite(tmp_path):
 
     # These go through a partial index, which holds no more than what is open.
     open_ones = {"batches_open": "batches_open", "batches_unwanted": "batches_open", "jobs_admitting": "jobs_admitting"}
+    open_ones |= {"tokens_enqueued": "batches_open"}
     open_ones |= dict.fromkeys(("queue_depths", "queue_page"), "jobs_waiting")
     assert {name: step.rpartition(" ")[2] for name, step in whole} == open_ones

@@ -103,8 +103,8 @@ async def test_a_refused_file_says_why(running: Running, tmp_path: Path) -> None
     await running.twin.worker.idle()
     batch = await running.api.retrieve(bought.id)
     assert batch.status == "failed"
-    assert [code for code, _ in batch.errors] == ["invalid_json_line"]
-    assert batch.errors[0][1].startswith("line 2: ")
+    assert [(error.code, error.line) for error in batch.errors] == [("invalid_json_line", 2)]
+    assert batch.errors[0].message.startswith("line 2: ")
 
 
 async def test_a_lost_create_is_found_by_its_metadata(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ async def test_an_empty_file_id_means_none(faulty: Faulty) -> None:
     )
     batch = await faulty.api.retrieve("batch_1")
     assert (batch.output_file_id, batch.error_file_id, batch.total, batch.created_at) == (None, None, 0, 5)
-    assert batch.errors == [("provider_error", "The provider gave no reason.")]
+    assert batch.errors == [("provider_error", "The provider gave no reason.", 0)]
 
 
 async def test_words_and_counts_of_a_batch_are_made_fit_for_every_store(faulty: Faulty) -> None:
@@ -383,7 +383,7 @@ async def test_words_and_counts_of_a_batch_are_made_fit_for_every_store(faulty: 
     )
     batch = await faulty.api.retrieve("batch_1")
     assert (batch.total, batch.completed, batch.failed) == (0, 0, 0)
-    assert batch.errors == [("a\ufffdb", "line 7: cut ?"), ("17", "The provider gave no reason.")]
+    assert batch.errors == [("a\ufffdb", "line 7: cut ?", 7), ("17", "The provider gave no reason.", 0)]
 
 
 async def test_every_error_is_one_of_four(faulty: Faulty, tmp_path: Path) -> None:

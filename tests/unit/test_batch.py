@@ -1,8 +1,9 @@
 """The state machine of a batch and of its submissions."""
 
 from services.batcher import batch as batches
-from services.batcher.batch import Counts, State, Step, Submission, SubmissionState
+from services.batcher.batch import BatchError, Counts, State, Step, Submission, SubmissionState
 from services.batcher.job import Failure
+from services.batcher.outcome import Action, row
 
 OPEN = Submission("b1", 1, "intent-1", "org/project", "file-1", "", SubmissionState.OPEN, 100, 0)
 
@@ -48,13 +49,47 @@ def test_absent_and_empty_file_ids_are_the_same():
     assert (ended.output_file_id, ended.error_file_id) == ("", "")
 
 
-def test_a_full_provider_queue_waits_and_other_refusals_fail():
-    waits = batches.judge([("other", ""), ("token_limit_exceeded", "Enqueued token limit reached.")])
-    fails = batches.judge([("model_not_found", "No such model.")])
+def test_what_heals_by_waiting_comes_before_what_does_not():
+    said = [BatchError("other", "", 0), BatchError("token_limit_exceeded", "Enqueued token limit reached.", 0)]
+    refused = batches.judge([BatchError("model_not_found", "No such model.", 0)])
 
-    assert waits.wait
-    assert (fails.wait, fails.failure) == (False, Failure("model_not_found", "No such model."))
+    assert batches.judge(said).row.action is Action.WAIT_UNTIL
+    assert (refused.row.action, refused.failure) == (Action.FAIL_JOB, Failure("model_not_found", "No such model."))
     assert batches.judge([]).failure.code == "provider_error"
+
+
+def test_bad_lines_are_to_blame_only_where_every_error_names_one():
+    bad = [BatchError("invalid_json_line", "line 2: No JSON.", 2), BatchError("invalid_url", "line 5: No.", 5)]
+
+    assert batches.judge(bad).bad_lines == {2, 5}
+    assert batches.judge([*bad, BatchError("odd", "No.", 0)]).bad_lines == frozenset()
+    assert batches.judge([BatchError("server_error", "line 2: Oh.", 2)]).bad_lines == frozenset()
+
+
+def test_failures_are_counted_from_the_first_and_forgotten_at_a_success():
+    running = batches.adopt(batches.plan("b1", "m", 5, 0), "batch_1", 1)
+    twice = batches.stumble(batches.stumble(running, 90, "", 10), 99, "batch unknown (http_404)", 20)
+
+    assert (twice.failures, twice.failing_since_us, twice.not_before_us) == (2, 10, 99)
+    assert twice.state is State.RUNNING
+    assert batches.steady(twice) == running._replace(update_time_us=20)
+
+
+def test_a_person_is_told_at_once_or_at_the_bound():
+    unknown, broke = row("batch_unknown"), row("download_broke")
+
+    assert batches.problem_of(unknown, "http_404", over=False) == "batch unknown (http_404)"
+    assert batches.problem_of(broke, "http_502", over=False) == ""
+    assert batches.problem_of(broke, "http_502", over=True) == "download broke (http_502)"
+    assert batches.problem_of(row("results_gone"), "http_404", over=True) == ""
+
+
+def test_a_batch_that_is_cut_loses_nothing():
+    whole = batches.abandon(batches.freeze(batches.plan("b1", "m", 5, 0, 500), 5, 1), 90, 2)
+    left, new = batches.split(whole, "b2", 2, 150, 3)
+
+    assert (left.jobs, left.tokens, left.not_before_us, left.submission) == (3, 350, 0, 1)
+    assert (new.jobs, new.tokens, new.batch_id, new.submission) == (2, 150, "b2", 0)
 
 
 def test_missing_lines_are_judged_only_when_the_files_are_whole():

@@ -38,16 +38,17 @@ ORDER BY uid;
 -- name: jobs_supersede(uid)!
 UPDATE jobs SET superseded = TRUE WHERE uid = :uid AND state = 'REJECTED';
 
--- name: jobs_insert(uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us, hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state, attempt, batch_id, cancel_requested, last_revision, detail, max_output_tokens, request)!
+-- name: jobs_insert(uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us, hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state, attempt, batch_id, cancel_requested, last_revision, detail, max_output_tokens, request, prompt_tokens)!
 INSERT INTO jobs (
     uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us,
     hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state,
-    attempt, batch_id, cancel_requested, last_revision, detail, max_output_tokens, request
+    attempt, batch_id, cancel_requested, last_revision, detail, max_output_tokens, request, prompt_tokens
 )
 VALUES (
     :uid, :account_id, :job_id, :payer_account_id, :lane, :model, :price, :price_version, :line_bytes, :deadline_us,
     :hold_duration_us, :create_time_us, :update_time_us, :queue_time_us, :not_before_us, :hold_expire_time_us,
-    :state, :attempt, :batch_id, :cancel_requested, :last_revision, :detail, :max_output_tokens, :request
+    :state, :attempt, :batch_id, :cancel_requested, :last_revision, :detail, :max_output_tokens, :request,
+    :prompt_tokens
 );
 
 -- name: jobs_update(rows)!
@@ -139,8 +140,8 @@ SELECT model, count(*) AS jobs FROM jobs
 WHERE state IN ('ADMITTING', 'QUEUED') AND state = 'QUEUED' AND not_before_us <= :now_us GROUP BY model;
 
 -- name: queue_page(now_us, count_per_account, count)
-SELECT uid, account_id, model, line_bytes, queue_time_us FROM (
-    SELECT uid, account_id, model, line_bytes, queue_time_us,
+SELECT uid, account_id, model, line_bytes, queue_time_us, prompt_tokens FROM (
+    SELECT uid, account_id, model, line_bytes, queue_time_us, prompt_tokens,
         row_number() OVER (PARTITION BY model, account_id ORDER BY queue_time_us, uid) AS place
     FROM jobs
 WHERE state IN ('ADMITTING', 'QUEUED') AND state = 'QUEUED' AND not_before_us <= :now_us
@@ -151,8 +152,8 @@ WHERE place <= :count_per_account::bigint ORDER BY place, queue_time_us, uid LIM
 INSERT INTO attempts (uid, attempt, batch_id, start_time_us, end_time_us, lease_time_us, outcome)
 VALUES (:uid, :attempt, :batch_id, :start_time_us, 0, :lease_time_us, '');
 
--- name: attempts_end(uid, attempt, end_time_us, outcome)!
-UPDATE attempts SET end_time_us = :end_time_us, outcome = :outcome
+-- name: attempts_end(uid, attempt, end_time_us, outcome, counted)!
+UPDATE attempts SET end_time_us = :end_time_us, outcome = :outcome, counted = :counted
 WHERE uid = :uid AND attempt = :attempt AND outcome = '';
 
 -- name: attempts_keep(keys, lease_time_us)!
@@ -180,42 +181,47 @@ SELECT uid, action, amount, state FROM settlements WHERE uid IN (SELECT jsonb_ar
 UPDATE settlements SET state = :state, update_time_us = :update_time_us, refusal = :refusal
 WHERE uid = :uid AND state = 'PENDING';
 
--- name: batches_insert(batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id, provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision)!
+-- name: batches_insert(batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id, provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision, tokens, failures, failing_since_us)!
 INSERT INTO batches (
     batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id,
-    provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision
+    provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision,
+    tokens, failures, failing_since_us
 )
 VALUES (
     :batch_id, :model, :state, :jobs, :create_time_us, :update_time_us, :not_before_us, :submission,
     :provider_batch_id, :provider_state, :total, :completed, :failed, :output_file_id, :error_file_id, :cancel_sent,
-    :problem, :last_revision
+    :problem, :last_revision, :tokens, :failures, :failing_since_us
 );
 
--- name: batches_update(batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id, provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision)!
+-- name: batches_update(batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id, provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision, tokens, failures, failing_since_us)!
 UPDATE batches SET
     state = :state, jobs = :jobs, update_time_us = :update_time_us, not_before_us = :not_before_us,
     submission = :submission, provider_batch_id = :provider_batch_id, provider_state = :provider_state, total =
     :total,
     completed = :completed, failed = :failed, output_file_id = :output_file_id, error_file_id = :error_file_id,
-    cancel_sent = :cancel_sent, problem = :problem, last_revision = :last_revision
+    cancel_sent = :cancel_sent, problem = :problem, last_revision = :last_revision, tokens = :tokens,
+    failures = :failures, failing_since_us = :failing_since_us
 WHERE batch_id = :batch_id AND model = :model AND create_time_us = :create_time_us;
 
 -- name: batches_lock(batch_ids)
 SELECT batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id,
-    provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision
+    provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision,
+    tokens, failures, failing_since_us
 FROM batches
 WHERE batch_id IN (SELECT jsonb_array_elements_text(:batch_ids::jsonb))
 ORDER BY batch_id FOR UPDATE;
 
 -- name: batch_get(batch_id)^
 SELECT batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id,
-    provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision
+    provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision,
+    tokens, failures, failing_since_us
 FROM batches
 WHERE batch_id = :batch_id;
 
 -- name: batches_open()
 SELECT batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id,
-    provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision
+    provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision,
+    tokens, failures, failing_since_us
 FROM batches
 WHERE state <> 'CLOSED' ORDER BY batch_id;
 
@@ -271,3 +277,27 @@ SELECT batch_id, attempt, intent_id, provider_identity, input_file_id, provider_
     doubt_time_us
 FROM submissions
 WHERE create_time_us > :since_us AND doubt_time_us > 0 AND state <> 'OPEN';
+
+-- name: attempts_move(batch_id, uids)!
+UPDATE attempts SET batch_id = :batch_id WHERE outcome = '' AND uid IN (SELECT jsonb_array_elements_text(:uids::jsonb));
+
+-- name: attempts_uncounted(uids)
+SELECT uid, count(*) AS attempts FROM attempts
+WHERE uid IN (SELECT jsonb_array_elements_text(:uids::jsonb)) AND outcome <> '' AND NOT counted GROUP BY uid;
+
+-- name: prompt_tokens_of(uids)^
+SELECT coalesce(sum(prompt_tokens), 0) AS tokens FROM jobs WHERE uid IN (SELECT jsonb_array_elements_text(:uids::jsonb));
+
+-- name: tokens_enqueued()
+SELECT model, sum(tokens) AS tokens FROM batches
+WHERE state <> 'CLOSED' AND state <> 'INGESTING' GROUP BY model;
+
+-- name: allowances_read()
+SELECT model, learnt_tokens, guessed, learn_time_us, refusals, not_before_us FROM allowances;
+
+-- name: allowances_write(model, learnt_tokens, guessed, learn_time_us, refusals, not_before_us)!
+INSERT INTO allowances (model, learnt_tokens, guessed, learn_time_us, refusals, not_before_us)
+VALUES (:model, :learnt_tokens, :guessed, :learn_time_us, :refusals, :not_before_us)
+ON CONFLICT (model) DO UPDATE SET
+    learnt_tokens = excluded.learnt_tokens, guessed = excluded.guessed, learn_time_us = excluded.learn_time_us,
+    refusals = excluded.refusals, not_before_us = excluded.not_before_us;

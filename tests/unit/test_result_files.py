@@ -4,24 +4,22 @@ import json
 
 from services.batcher.batch_file import custom_id_of
 from services.batcher.job import Answer
-from services.batcher.openai_api import ProviderBatch
-from services.batcher.poller import _results_in, _verdict_of
+from services.batcher.result_files import results_in
 from services.batcher.store_batches import Loss
 
 NOW_US = 1_000
+WAIT_US = 60
 
 
 def line(custom_id, **fields):
     return json.dumps({"custom_id": custom_id, "response": None, "error": None, **fields}).encode() + b"\n"
 
 
-def failed(code):
-    return ProviderBatch("b", "failed", "f", None, None, 0, 0, 0, {}, 0, [(code, "It said so.")])
-
-
 def test_an_answer_reaches_the_attempt_that_its_line_names():
     body = {"choices": [{"message": {"content": "a cat"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 5}}
-    (result,) = _results_in([line(custom_id_of("u-1", 2), response={"status_code": 200, "body": body}), b"\n"], NOW_US)
+    (result,) = results_in(
+        [line(custom_id_of("u-1", 2), response={"status_code": 200, "body": body}), b"\n"], NOW_US, WAIT_US
+    )
 
     assert (result.uid, result.attempt) == ("u-1", 2)
     assert result.outcome == Answer("a cat", "stop", 5, 0)
@@ -35,7 +33,7 @@ def test_a_line_that_its_batch_had_no_time_for_costs_no_attempt_and_a_broken_one
             custom_id_of("u-3", 1), response={"status_code": 400, "body": {"error": {"code": "bad", "message": "No."}}}
         ),
     ]
-    expired, broken, refused = [result.outcome for result in _results_in(lines, NOW_US)]
+    expired, broken, refused = [result.outcome for result in results_in(lines, NOW_US, WAIT_US)]
 
     assert isinstance(expired, Loss)
     assert (expired.retryable, expired.not_before_us) == (True, NOW_US)
@@ -44,10 +42,10 @@ def test_a_line_that_its_batch_had_no_time_for_costs_no_attempt_and_a_broken_one
 
 
 def test_lines_that_name_nobody_are_told_from_those_that_do():
-    assert _results_in([b"garbage\n", line("not-ours"), b" \n"], NOW_US) == [None, None]
+    assert results_in([b"garbage\n", line("not-ours"), b" \n"], NOW_US, WAIT_US) == [None, None]
 
 
-def test_a_full_provider_or_an_empty_purse_gives_time_and_another_refusal_takes_the_chance():
-    for code in ("token_limit_exceeded", "insufficient_quota", "billing_hard_limit_reached"):
-        assert _verdict_of(failed(code), 50).not_before_us == 50
-    assert _verdict_of(failed("model_not_found"), 50).retryable is False
+def test_a_line_that_met_an_empty_purse_waits_and_costs_no_attempt():
+    (broke,) = results_in([line(custom_id_of("u-1", 1), error={"code": "insufficient_quota"})], NOW_US, WAIT_US)
+
+    assert (broke.outcome.retryable, broke.outcome.not_before_us) == (True, NOW_US + WAIT_US)
