@@ -22,7 +22,7 @@ from services.chassis.watch import FallenBehind, Page, Tailer
 from services.chassis.watch_stream import WatchStreams
 from services.wallet.errors import AccountNotFound
 from services.wallet.grpc_messages import account_message, timestamp, transaction_message
-from services.wallet.store import Holdings, Store
+from services.wallet.store_reads import Holdings, Reads
 
 Response = wallet_pb2.WatchBalanceResponse
 
@@ -31,7 +31,7 @@ class Watches:
     """All watches of balances. The tailer is one that refuses to read what its ring has forgotten."""
 
     def __init__(
-        self, store: Store, database: Database, tailer: Tailer, streams: WatchStreams, token_scale: int
+        self, store: Reads, database: Database, tailer: Tailer, streams: WatchStreams, token_scale: int
     ) -> None:
         self._store = store
         self._database = database
@@ -46,7 +46,7 @@ class Watches:
         found = await self._holdings(account_id)
         revision = self._streams.begin(resume_token, found.head)
         if not resume_token:
-            yield self._message(revision, snapshot=account_message(found.account, self._scale))
+            yield self._message(revision, snapshot=account_message(found.account, self._scale, found.lots))
         elif revision < found.head.revision:
             await self._tailer.check_kept(revision)
         async with aclosing(self._pages(found, revision, principal)) as pages:
