@@ -55,6 +55,7 @@ async def scratch() -> AsyncIterator[Database]:
 async def running(settings: WalletSettings) -> AsyncIterator[Server]:
     """A wallet that serves; at the end it is drained, and nothing that was begun is lost."""
     async with opened(settings) as database:
+        await command.refuse_damage(database)
         store = Store(database, settings.rules())
         scale = await store.open(secrets.token_hex(8))
         if scale != settings.token_scale:
