@@ -17,15 +17,15 @@ from services.chassis.loops import Loop, Runner
 from services.chassis.server import RefusesToStart, Server
 from services.chassis.watch import Tailer, reader, refuse_behind
 from services.chassis.watch_stream import WatchStreams
-from services.wallet.command_line import statement_command
+from services.wallet.command_line import statement_command, verify_command
 from services.wallet.commands import Command, Outcome
-from services.wallet.errors import Refusal
 from services.wallet.expirer import Expirer
 from services.wallet.grpc_api import ERRORS, SCOPES, SERVICE, WalletApi
 from services.wallet.grpc_watch import Watches
 from services.wallet.settings import WalletSettings
 from services.wallet.store import Store
 from services.wallet.store_audit import Audit
+from services.wallet.writer import SQL_FOLDER, writer_of
 
 FOLDER: Final = Path(__file__).parent
 MIGRATIONS: Final = FOLDER / "migrations"
@@ -36,7 +36,7 @@ TAIL_SECONDS: Final = 0.5
 @asynccontextmanager
 async def opened(settings: WalletSettings) -> AsyncIterator[Database]:
     """The wallet's database, with a schema that is up to date."""
-    async with await connect(settings.database_url, [FOLDER / "sql"]) as database:
+    async with await connect(settings.database_url, [SQL_FOLDER]) as database:
         await command.refuse_old_schema("wallet", database, MIGRATIONS)
         yield database
 
@@ -47,32 +47,40 @@ async def scratch() -> AsyncIterator[Database]:
     with tempfile.TemporaryDirectory(prefix="punchcard-audit-") as folder:
         url = f"sqlite:{folder}/ledger.db"
         await asyncio.to_thread(migrate, url, MIGRATIONS)
-        async with await connect(url, [FOLDER / "sql"]) as database:
+        async with await connect(url, [SQL_FOLDER]) as database:
             yield database
 
 
 @asynccontextmanager
-async def running(settings: WalletSettings) -> AsyncIterator[Server]:
-    """A wallet that serves; at the end it is drained, and nothing that was begun is lost."""
+async def begun(settings: WalletSettings) -> AsyncIterator[tuple[Database, Store]]:
+    """The ledger of a wallet that may serve: no damage shows at a glance, it has a head, and its scale is ours."""
     async with opened(settings) as database:
         await command.refuse_damage(database)
         store = Store(database, settings.rules())
         scale = await store.open(secrets.token_hex(8))
         if scale != settings.token_scale:
             raise RefusesToStart(f"this ledger counts tokens with scale {scale}: WALLET_TOKEN_SCALE can't be changed")
+        yield database, store
+
+
+@asynccontextmanager
+async def running(settings: WalletSettings) -> AsyncIterator[Server]:
+    """A wallet that serves; at the end it is drained, and nothing that was begun is lost."""
+    async with begun(settings) as (database, store):
+        scale = settings.token_scale
         async with database.reading() as tx:
             head = await journal.read_head(tx)
         tailer = Tailer(reader(database), head.revision, read_subjects=refuse_behind)
         tail = Loop("tailer", tailer.step, TAIL_SECONDS)
+        writer = writer_of(settings.database_url, settings.rules())
 
-        async def run_group(commands: Sequence[Command]) -> list[Outcome | Refusal]:
-            results = await store.run_group(commands)
+        async def run_group(commands: Sequence[Command]) -> list[Outcome | Exception]:
+            results = await writer.run_group(commands)
             if tailer.watched:
                 tail.wake()
             return results
 
         committer: GroupCommitter[Command, Outcome] = GroupCommitter(run_group)
-        committer.start()
         server = Server(
             settings,
             ERRORS,
@@ -88,6 +96,8 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
         expirer = Loop("expirer", Expirer(store, committer).step, settings.expiry_interval_seconds)
         runner = Runner([expirer, tail])
         try:
+            await writer.start()
+            committer.start()
             await server.start()
             runner.start()
             yield server
@@ -96,7 +106,9 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
             ending.cancel()
             await runner.stop()
             await committer.close()
+            await writer.close()
 
 
 if __name__ == "__main__":
-    sys.exit(command.run("wallet", WalletSettings, MIGRATIONS, running, [statement_command(opened)]))
+    commands = [statement_command(opened), verify_command(opened, scratch)]
+    sys.exit(command.run("wallet", WalletSettings, MIGRATIONS, running, commands))

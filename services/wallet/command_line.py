@@ -9,13 +9,16 @@ from typing import Final
 from services.chassis import journal
 from services.chassis.command import Command, Failed
 from services.chassis.database import Database
+from services.wallet.audit import Progress
 from services.wallet.grpc_messages import transaction_message
 from services.wallet.settings import WalletSettings
 from services.wallet.statement import FORMATS, Line, heading, read_time, text_of, time_of
+from services.wallet.store_audit import Audit
 
 TIME_US_MAX: Final = 2**63 - 1
 
 Opened = Callable[[WalletSettings], AbstractAsyncContextManager[Database]]
+Scratch = Callable[[], AbstractAsyncContextManager[Database]]
 
 
 def statement_command(opened: Opened) -> Command[WalletSettings]:
@@ -33,6 +36,34 @@ def statement_command(opened: Opened) -> Command[WalletSettings]:
                 sys.stdout.write(text_of(lines, asked.format))
 
     return Command("statement", "write an account's history, oldest row first, to stdout", _add_arguments, run)
+
+
+def verify_command(opened: Opened, scratch: Scratch) -> Command[WalletSettings]:
+    """`verify`: audits the whole ledger, as VerifyLedger does, without a server."""
+
+    async def run(settings: WalletSettings, asked: argparse.Namespace) -> None:
+        async with opened(settings) as database:
+            async for event in Audit(database, scratch).run(asked.up_to_revision):
+                if isinstance(event, Progress):
+                    _tell(event)
+                elif event.fault is not None:
+                    fault = event.fault
+                    found = f" (expected {fault.expected or '-'}, found {fault.found or '-'})"
+                    raise Failed(f"the ledger is damaged at revision {fault.revision}{found}: {fault.message}")
+                else:
+                    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in event.counts.items())
+                    print(f"intact up to revision {event.revision}, hash {event.hash}: {counts}")
+
+    return Command("verify", "rebuild the ledger from its journal and compare", _add_verify_arguments, run)
+
+
+def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--up-to-revision", type=int, default=0, help="the last revision to check (the newest)")
+
+
+def _tell(progress: Progress) -> None:
+    of = f" of {progress.total}" if progress.total else ""
+    print(f"{progress.step}: {progress.done}{of} rows", file=sys.stderr)
 
 
 async def newest_revision(database: Database, account_id: str) -> int:

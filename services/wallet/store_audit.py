@@ -83,7 +83,13 @@ class Audit:
     async def run(self, up_to_revision: int = 0) -> AsyncGenerator[Progress | Report, None]:
         """Says how far it is, and at last what it found, up to a revision or, with 0, to the newest."""
         async with self._database.reading() as tx:
-            head = await journal.read_head(tx)
+            try:
+                head = await journal.read_head(tx)
+            except LookupError as error:
+                rows = await journal.read_after(tx, 0, 1)
+                fault = Fault(FaultKind.JOURNAL, "", 0, "a head", "nothing", str(error)) if rows else None
+                yield Report(0, journal.FIRST_HASH, fault, {})
+                return
         revision = min(up_to_revision, head.revision) if up_to_revision else head.revision
         rebuilt = _Rebuilt(self._database, revision)
         try:

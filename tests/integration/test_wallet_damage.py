@@ -22,11 +22,11 @@ from services.batcher.settings import BatcherSettings
 from services.chassis.database import Database, connect, migrate
 from services.chassis.errors import StoreDamaged
 from services.chassis.server import RefusesToStart
-from services.wallet.__main__ import FOLDER, MIGRATIONS, running
+from services.wallet.__main__ import MIGRATIONS, begun
 from services.wallet.audit import Report
 from services.wallet.settings import WalletSettings
 from services.wallet.store_audit import Audit
-from tests.tokens import write_jwks
+from services.wallet.writer import SQL_FOLDER
 from tests.wallets import WalletClient, reason_of, refused, wallet_at
 
 PAGE_BYTES = 4096
@@ -102,17 +102,10 @@ def tables_of(path: Path) -> Tables:
 
 
 async def start(path: Path) -> Exception | None:
-    """Starts a wallet over the file and stops it again; why it refused, if it did."""
-    settings = WalletSettings(
-        database_url=f"sqlite:{path}",
-        jwks_file=write_jwks(path.parent),
-        listen_address="127.0.0.1:0",
-        metrics_address="off",
-        drain_timeout_seconds=5.0,
-        _env_file=None,  # type: ignore[call-arg]
-    )
+    """What a wallet does with the file before it serves; why it refused, if it did."""
+    settings = WalletSettings(database_url=f"sqlite:{path}", _env_file=None)  # type: ignore[call-arg]
     try:
-        async with running(settings):
+        async with begun(settings):
             return None
     except (StoreDamaged, RefusesToStart) as refusal:
         return refusal
@@ -124,11 +117,11 @@ async def audited(path: Path, empty: Path) -> str | None:
     @asynccontextmanager
     async def scratch() -> AsyncIterator[Database]:
         shutil.copy(empty, path.with_name("scratch.db"))
-        async with await connect(f"sqlite:{path.with_name('scratch.db')}", [FOLDER / "sql"]) as database:
+        async with await connect(f"sqlite:{path.with_name('scratch.db')}", [SQL_FOLDER]) as database:
             yield database
 
     try:
-        async with await connect(f"sqlite:{path}", [FOLDER / "sql"]) as database:
+        async with await connect(f"sqlite:{path}", [SQL_FOLDER]) as database:
             async for event in Audit(database, scratch).run():
                 if isinstance(event, Report) and event.fault is not None:
                     return event.fault.message
