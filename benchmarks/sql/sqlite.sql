@@ -1,0 +1,2 @@
+-- name: count_held()
+SELECT count(*) AS held FROM reservations WHERE state = 1;
