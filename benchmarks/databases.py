@@ -13,6 +13,7 @@ from typing import Final
 
 from services.chassis.database import connect
 
+SQL_FOLDER: Final = Path(__file__).parent / "sql"
 DATABASES: Final = ("sqlite", "postgres")
 
 
@@ -46,6 +47,17 @@ async def _postgres(folder: Path) -> AsyncIterator[str]:
 
 async def count_held(url: str) -> int:
     """How many reservations a ledger holds: what was acknowledged must all be there."""
-    async with await connect(url, [Path(__file__).parent / "sql"]) as database, database.reading() as tx:
-        row = await tx.row("count_held")
-    return int(row[0]) if row else 0
+    return await _number(url, "count_held")
+
+
+async def row_of(url: str, subject: str, number: int) -> int:
+    """The revision of a row of somebody's history, counted from the oldest."""
+    return await _number(url, "row_of", subject=subject, number=number)
+
+
+async def _number(url: str, statement: str, **parameters: object) -> int:
+    async with await connect(url, [SQL_FOLDER]) as database, database.reading() as tx:
+        row = await tx.row(statement, **parameters)
+    if row is None:
+        raise LookupError(f"{statement} finds nothing for {parameters}")
+    return int(row[0])

@@ -39,7 +39,8 @@ def authorization(secret: bytes) -> str:
 
 
 async def serve_wallet(announce: Announce, secret: bytes, folder: Path, database_url: str) -> None:
-    """Serves a wallet until SIGTERM; `folder` is for its keys and its log."""
+    """Serves a wallet until SIGTERM; `folder` is for its keys, its log and its process id."""
+    (folder / "wallet.pid").write_text(str(os.getpid()))
     key = {"kty": "oct", "kid": "bench", "k": base64.urlsafe_b64encode(secret).decode().rstrip("=")}
     jwks_file = folder / "jwks.json"
     jwks_file.write_text(json.dumps({"keys": [key]}))
