@@ -289,7 +289,7 @@ def _change_reservation(state: State, entry: Entry, now_us: int) -> None:
         case "commit":
             taken = -entry.balance_change
             state.reservations[key] = old._replace(
-                state=ReservationState.COMMITTED,
+                state=int(ReservationState.COMMITTED),
                 committed=taken,
                 released=old.released + max(freed - taken, 0),
                 expired=old.expired if freed else old.expired - taken,
@@ -300,11 +300,11 @@ def _change_reservation(state: State, entry: Entry, now_us: int) -> None:
             )
         case "release":
             state.reservations[key] = old._replace(
-                state=ReservationState.RELEASED, released=old.released + freed, revision=revision, pins=pins
+                state=int(ReservationState.RELEASED), released=old.released + freed, revision=revision, pins=pins
             )
         case "expire":
             state.reservations[key] = old._replace(
-                state=ReservationState.EXPIRED, expired=freed, revision=revision, pins=pins
+                state=int(ReservationState.EXPIRED), expired=freed, revision=revision, pins=pins
             )
         case "amend":
             state.reservations[key] = old._replace(
