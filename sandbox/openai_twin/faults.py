@@ -211,7 +211,7 @@ def _storm_of(asked: str) -> Json:
 
 def _chance(given: Json, name: str, default: float | None = None) -> float:
     value = given.get(name, default)
-    if type(value) not in (int, float) or not 0 < value <= 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise FaultMistake(f"{name} must be a number more than 0 and at most 1")
     return float(value)
 
