@@ -125,8 +125,9 @@ class Script:
             raise FaultMistake(f"a script has at most {FAULTS_MAX} faults")
         fault = read_fault(asked)
         self.made += 1
-        if not fault.id:
-            fault.id = f"fault-{self.made}"
+        fault.id = fault.id or f"fault-{self.made}"
+        if fault.id == STORM_ID or any(fault.id == each.id for each in self.faults):
+            raise FaultMistake(f"there is a {fault.id} already")
         self.faults.append(fault)
         return fault
 

@@ -91,6 +91,7 @@ class Twin:
         self.sender.start()
         self.worker.start()
         yield
+        await self._faults.close()
         await self.worker.close()
         await self.sender.close()
         await images.close()

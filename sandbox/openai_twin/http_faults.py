@@ -37,6 +37,7 @@ class HttpFaults:
         self.book = book
         self.folder = folder
         self.clock = clock
+        self.acting: set[asyncio.Task[web.StreamResponse]] = set()
         # Batches that a list does not show yet, and how often it may still be walked without them.
         self._unlisted: dict[str, int] = {}
 
@@ -62,6 +63,12 @@ class HttpFaults:
         if not answer.prepared:
             answer.headers[FAULT_HEADER] = strike.name
         return answer
+
+    async def close(self) -> None:
+        """Gives up what still sleeps, as a kill would."""
+        for task in self.acting:
+            task.cancel()
+        await asyncio.gather(*self.acting, return_exceptions=True)
 
     def is_listed(self, batch_id: str) -> bool:
         """Whether a list shows a batch already."""
@@ -132,8 +139,16 @@ async def _late_act(
         # The body must be here when the client has left.
         await request.read()
     faults.book.note(strike, _objects(request))
-    await faults.book.hold(strike)
-    return await _act(request, handler)
+
+    async def sleep_and_act() -> web.StreamResponse:
+        await faults.book.hold(strike)
+        return await _act(request, handler)
+
+    # A server may cancel the handler of a client that has left, and the act must happen all the same.
+    acting = asyncio.create_task(sleep_and_act())
+    faults.acting.add(acting)
+    acting.add_done_callback(faults.acting.discard)
+    return await asyncio.shield(acting)
 
 
 async def _late_reply(
