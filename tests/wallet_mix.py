@@ -1,0 +1,191 @@
+"""What a client of the wallet may ask for, at random out of a seed, and what it must find in the ledger afterwards."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from google.protobuf.duration_pb2 import Duration
+
+from punchcard.wallet.v1 import wallet_pb2
+from services.wallet.journal_entry import Entry
+from tests.wallet_audit import Key, Ledger
+
+MAKER: Final = "batcher"
+LONG_HOLD_SECONDS: Final = 3600
+SHORT_HOLD_SECONDS: Final = 1
+"""The shortest hold there is, so that it runs out under the load."""
+DONE: Final = "done"
+REPLAYED: Final = "replayed"
+LOST: Final = "lost"
+"""The words for what became of a command beside the reasons of refusals; LOST is no answer at all."""
+SETTLEMENTS: Final = {"Commit": "commit", "Refund": "refund", "Amend": "amend"}
+
+
+class Act(NamedTuple):
+    """One command: the method that sends it alone, and its request."""
+
+    method: str
+    request: Any
+
+    @property
+    def key(self) -> Key:
+        """The key of the journal's row that it makes, as `key_of` gives it."""
+        request = self.request
+        match self.method:
+            case "OpenAccount":
+                return ("open", request.account_id, "", "")
+            case "Grant":
+                return ("grant", MAKER, "", request.grant_id)
+            case "Refund" if not request.refund_id:
+                return ("release", MAKER, request.reservation_id, "")
+            case "Refund":
+                return ("refund", MAKER, request.reservation_id, request.refund_id)
+            case "Amend":
+                return ("amend", MAKER, request.reservation_id, request.amend_id)
+            case _:
+                return (self.method.lower(), MAKER, request.reservation_id, "")
+
+
+class Tried(NamedTuple):
+    """A command, and the words for all that was heard of it."""
+
+    act: Act
+    words: list[str]
+
+
+class Mix:
+    """A client's own stream of commands. `shared` are reservations that several clients fight over."""
+
+    def __init__(self, seed: str, accounts: Sequence[str], shared: deque[str]) -> None:
+        self.random = random.Random(seed)
+        self._name = seed.replace("/", "-")
+        self._accounts = accounts
+        self._shared = shared
+        self._count = 0
+        self._held: list[str] = []
+        self._committed: list[str] = []
+        self.tried: list[Tried] = []
+
+    def acts(self) -> list[Act]:
+        """What to send next: one command, or several for a batch call."""
+        kind = self.random.random()
+        size = 1 if self.random.random() < 0.8 else self.random.randint(2, 12)
+        if kind < 0.45:
+            return [self._reserve() for _ in range(size)]
+        if kind < 0.85:
+            return [self._settle() for _ in range(size)]
+        return [self._grant() if kind < 0.95 else self._open()]
+
+    def earlier(self) -> Tried | None:
+        """One of its own commands that was done, to be sent again."""
+        done = [tried for tried in self.tried[-50:] if DONE in tried.words]
+        return self.random.choice(done) if done else None
+
+    def tell(self, act: Act, word: str) -> None:
+        """What became of a command, so that the next ones follow from it."""
+        if word not in {DONE, REPLAYED}:
+            return
+        if act.method == "Reserve":
+            reservation_id = act.request.reservation_id
+            (self._shared if self.random.random() < 0.2 else self._held).append(reservation_id)
+        elif act.method == "Commit":
+            self._committed.append(act.request.reservation_id)
+
+    def _new_id(self, prefix: str) -> str:
+        self._count += 1
+        return f"{prefix}-{self._name}-{self._count}"
+
+    def _reserve(self) -> Act:
+        seconds = SHORT_HOLD_SECONDS if self.random.random() < 0.3 else LONG_HOLD_SECONDS
+        account_id = self.random.choice(self._accounts)
+        request = wallet_pb2.ReserveRequest(
+            account_id=account_id,
+            payer_account_id=account_id if self.random.random() < 0.1 else "",
+            reservation_id=self._new_id("r"),
+            amount=self.random.randint(1, 6),
+            hold_duration=Duration(seconds=seconds),
+            reference="under load",
+        )
+        return Act("Reserve", request)
+
+    def _settle(self) -> Act:
+        maybe_amount = self.random.choice([None, self.random.randint(1, 4)])
+        kind = self.random.random()
+        if kind < 0.2 and self._committed:
+            refund = wallet_pb2.RefundRequest(
+                reservation_id=self.random.choice(self._committed), refund_id=self._new_id("f"), amount=maybe_amount
+            )
+            return Act("Refund", refund)
+        reservation_id = self._some_hold(keep=kind > 0.75)
+        if kind < 0.5:
+            late = self.random.random() < 0.5
+            commit = wallet_pb2.CommitRequest(reservation_id=reservation_id, amount=maybe_amount, allow_late=late)
+            return Act("Commit", commit)
+        if kind < 0.75:
+            return Act("Refund", wallet_pb2.RefundRequest(reservation_id=reservation_id))
+        longer = None if maybe_amount else Duration(seconds=LONG_HOLD_SECONDS + self.random.randint(60, 600))
+        amend = wallet_pb2.AmendRequest(
+            reservation_id=reservation_id, amend_id=self._new_id("a"), amount=maybe_amount, hold_duration=longer
+        )
+        return Act("Amend", amend)
+
+    def _some_hold(self, *, keep: bool) -> str:
+        """A hold of its own, one that others want too, or one that nobody has made."""
+        if self._shared and self.random.random() < 0.2:
+            return self.random.choice(self._shared)
+        if not self._held or self.random.random() < 0.03:
+            return self._new_id("unknown")
+        place = self.random.randrange(len(self._held))
+        return self._held[place] if keep else self._held.pop(place)
+
+    def _grant(self) -> Act:
+        request = wallet_pb2.GrantRequest(
+            account_id=self.random.choice(self._accounts), grant_id=self._new_id("g"), amount=self.random.randint(1, 9)
+        )
+        return Act("Grant", request)
+
+    def _open(self) -> Act:
+        return Act("OpenAccount", wallet_pb2.OpenAccountRequest(account_id=self.random.choice(self._accounts)))
+
+
+def settle_item(act: Act) -> wallet_pb2.SettleItem:
+    """The command as an item of a BatchSettle."""
+    return wallet_pb2.SettleItem(**{SETTLEMENTS[act.method]: act.request})
+
+
+def unkept(ledger: Ledger, tried: Sequence[Tried]) -> list[str]:
+    """What was acknowledged and is not in the ledger as it was asked for, or is there although it was refused."""
+    return [problem for each in tried if (problem := _unkept(ledger, each))]
+
+
+def _unkept(ledger: Ledger, tried: Tried) -> str:
+    act, words = tried
+    entry = ledger.by_key.get(act.key)
+    if DONE in words and (entry is None or not _as_asked(act, entry)):
+        return f"{act} was acknowledged as {words}, and the journal has {entry}"
+    if REPLAYED in words and entry is None and not _nothing_to_release(ledger, act):
+        return f"{act} was acknowledged as {words}, and the journal has nothing of it"
+    only_refused = not {DONE, REPLAYED, LOST} & set(words)
+    if only_refused and entry is not None and act.method in {"Reserve", "Grant", "Amend"}:
+        return f"{act} was refused as {words}, and the journal has {entry}"
+    return ""
+
+
+def _as_asked(act: Act, entry: Entry) -> bool:
+    """Whether the journal's row says what the request said, where it said anything."""
+    request = act.request
+    if act.method == "OpenAccount":
+        return bool(entry.account_id == request.account_id)
+    if act.method in {"Grant", "Reserve"}:
+        moved = entry.held_change if act.method == "Reserve" else entry.balance_change
+        return bool((entry.account_id, moved) == (request.account_id, request.amount))
+    found = entry.facts.get("amount") if act.method == "Amend" else abs(entry.balance_change)
+    return not request.HasField("amount") or bool(found == request.amount)
+
+
+def _nothing_to_release(ledger: Ledger, act: Act) -> bool:
+    """A release of what has run out by itself has nothing left to do."""
+    return act.key[0] == "release" and ("expire", *act.key[1:]) in ledger.ended_by_themselves
