@@ -83,7 +83,7 @@ async def replicas_at(addresses: Iterable[str]) -> AsyncIterator[list[Replica]]:
 class Load:
     """Many clients at once; each is seeded, how they interleave is not."""
 
-    def __init__(self, seed: int, clients: int, accounts: Callable[[int], Sequence[str]]) -> None:
+    def __init__(self, seed: str, clients: int, accounts: Callable[[int], Sequence[str]]) -> None:
         shared: deque[str] = deque(maxlen=200)
         self.mixes = [Mix(f"{seed}/{number}", accounts(number), shared) for number in range(clients)]
 

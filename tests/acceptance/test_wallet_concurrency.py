@@ -84,7 +84,7 @@ def half_hot(number: int) -> list[str]:
 )
 async def test_no_promise_breaks_under_load(wallet: Wallet, replicas: list[Replica], accounts, steps: int) -> None:
     """Every snapshot keeps the invariants; every acknowledged command is in the ledger once, and no refused one."""
-    load = Load(SEED, CLIENTS, accounts)
+    load = Load(f"{SEED}-{accounts.__name__}", CLIENTS, accounts)
     await fund(replicas[0], "hot", 10_000)
 
     async with sampled(wallet.url) as sampler:
