@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.chassis.errors import VIOLATION_VALUE_MAX, InvalidField, Violation
 
@@ -15,6 +16,7 @@ AMOUNT_MAX: Final = 10**15
 VIOLATIONS_MAX: Final = 20
 
 _DURATION_SECONDS_MAX: Final = 315_576_000_000
+_TIMESTAMP_SECONDS_MAX: Final = 253_402_300_799
 
 
 class Checks:
@@ -92,3 +94,13 @@ class Checks:
         if not min_seconds <= microseconds / 1_000_000 <= max_seconds:
             self.fail(field, f"{microseconds / 1_000_000:g}s", f"must be {min_seconds:g}s to {max_seconds:g}s")
         return microseconds
+
+    def time_us(self, field: str, value: Timestamp | None) -> int:
+        """An instant of the years 1970 to 9999, in microseconds since 1970; 0 if it is none at all."""
+        if value is None:
+            self.fail(field, "", "is required")
+            return 0
+        if not 0 <= value.seconds <= _TIMESTAMP_SECONDS_MAX or not 0 <= value.nanos < 1_000_000_000:
+            self.fail(field, f"{value.seconds}s {value.nanos}ns", "must be an instant of the years 1970 to 9999")
+            return 0
+        return value.seconds * 1_000_000 + value.nanos // 1_000

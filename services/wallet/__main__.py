@@ -1,7 +1,9 @@
 """The wallet's wiring: `python -m services.wallet migrate` once, then `python -m services.wallet serve`."""
 
+import asyncio
 import secrets
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Final
 
 from punchcard.wallet.v1 import wallet_pb2_grpc
 from services.chassis import command
-from services.chassis.database import Database, connect
+from services.chassis.database import Database, connect, migrate
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.loops import Loop, Runner
 from services.chassis.server import RefusesToStart, Server
@@ -18,6 +20,7 @@ from services.wallet.expirer import Expirer
 from services.wallet.grpc_api import ERRORS, SCOPES, SERVICE, WalletApi
 from services.wallet.settings import WalletSettings
 from services.wallet.store import Store
+from services.wallet.store_audit import Audit
 
 FOLDER: Final = Path(__file__).parent
 MIGRATIONS: Final = FOLDER / "migrations"
@@ -29,6 +32,16 @@ async def opened(settings: WalletSettings) -> AsyncIterator[Database]:
     async with await connect(settings.database_url, [FOLDER / "sql"]) as database:
         await command.refuse_old_schema("wallet", database, MIGRATIONS)
         yield database
+
+
+@asynccontextmanager
+async def scratch() -> AsyncIterator[Database]:
+    """An empty ledger for an audit, in the folder for temporary files (TMPDIR); it grows as large as the other."""
+    with tempfile.TemporaryDirectory(prefix="punchcard-audit-") as folder:
+        url = f"sqlite:{folder}/ledger.db"
+        await asyncio.to_thread(migrate, url, MIGRATIONS)
+        async with await connect(url, [FOLDER / "sql"]) as database:
+            yield database
 
 
 @asynccontextmanager
@@ -49,7 +62,7 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
             lambda registrar: wallet_pb2_grpc.add_WalletServiceServicer_to_server(api, registrar),
             [SERVICE],
         )
-        api = WalletApi(store, committer, scale)
+        api = WalletApi(store, committer, Audit(database, scratch), scale)
         expirer = Loop("expirer", Expirer(store, committer).step, settings.expiry_interval_seconds)
         runner = Runner([expirer])
         try:

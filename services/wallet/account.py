@@ -1,23 +1,31 @@
-"""Decisions about accounts: opening one, and granting it tokens."""
+"""Decisions about accounts: opening, freezing and closing one."""
 
-from services.wallet.commands import Grant, Moment, OpenAccount, Outcome
+from services.wallet.commands import ChangeAccount, Moment, OpenAccount, Outcome
 from services.wallet.economy import WELCOME_GRANT_ID
-from services.wallet.errors import AccountNotFound, BalanceLimit, IdempotencyMismatch
-from services.wallet.journal_entry import ISSUE, TOKEN, WALLET, Account, Entry, State, apply, entry_on
+from services.wallet.errors import (
+    AccountClosed,
+    AccountFrozen,
+    AccountNotEmpty,
+    AccountNotFound,
+    BalanceLimit,
+    IdempotencyMismatch,
+)
+from services.wallet.holdings import ISSUE, LAPSED, TOKEN, WALLET, Account, AccountState, State
+from services.wallet.journal_entry import Entry, apply, entry_on
 
 BALANCE_MAX = 10**18
 """No balance grows past this."""
-ISSUED_MAX = 9 * 10**18
-"""Nor do all grants together grow past this, just below the end of int64, where @issue's balance has to fit too."""
 
 
 def open_account(state: State, command: OpenAccount, moment: Moment) -> Outcome:
     """Opens the account, or finds it open."""
     key = (command.account_id, TOKEN)
-    replayed = key in state.accounts
-    if not replayed:
+    account = state.accounts.get(key)
+    if account is None:
         open_at(state, command.actor, command.account_id, moment)
-    return Outcome(state.accounts[key], None, replayed)
+    else:
+        refuse_closed(account)
+    return Outcome(state.accounts[key], None, account is not None)
 
 
 def open_at(state: State, actor: str, account_id: str, moment: Moment) -> None:
@@ -25,38 +33,75 @@ def open_at(state: State, actor: str, account_id: str, moment: Moment) -> None:
     now_us, bonus = moment.now_us, moment.rules.welcome_bonus
     apply(state, Entry("open", actor, account_id, created_by=actor), now_us)
     if bonus:
-        opened = state.accounts[account_id, TOKEN]
         # The key names the account: the bonus is the wallet's own grant, and there is one wallet for all accounts.
-        key = f"{WELCOME_GRANT_ID}:{account_id}"
-        facts = {"reference": WELCOME_GRANT_ID}
-        apply(state, _grant_of(opened, bonus, WALLET, key, facts), now_us)
+        entry = entry_on(
+            state.accounts[account_id, TOKEN],
+            "grant",
+            WALLET,
+            balance_change=bonus,
+            counterparty=ISSUE,
+            created_by=WALLET,
+            key=f"{WELCOME_GRANT_ID}:{account_id}",
+            facts={"reference": WELCOME_GRANT_ID},
+        )
+        apply(state, entry, now_us)
 
 
-def grant(state: State, command: Grant, moment: Moment) -> Outcome:
-    """Gives new tokens to an account that is open."""
-    key = (command.account_id, TOKEN)
-    made = state.grants.get((command.actor, command.grant_id))
-    if made is not None:
-        same("account_id", made.account_id, command.account_id)
-        same("amount", made.amount, command.amount)
-        same("reference", made.reference, command.reference)
-        return Outcome(state.accounts[key], None, True)
-    account = state.accounts.get(key)
-    if account is None:
-        raise AccountNotFound(command.account_id)
-    check_balance_limit(account, command.amount)
-    issued = state.issued - state.system.get((ISSUE, TOKEN), 0)
-    if issued + command.amount > ISSUED_MAX:
-        raise BalanceLimit(ISSUE, command.amount, issued, ISSUED_MAX)
-    facts = {"reference": command.reference} if command.reference else {}
-    apply(state, _grant_of(account, command.amount, command.actor, command.grant_id, facts), moment.now_us)
-    return Outcome(state.accounts[key], None, False)
-
-
-def _grant_of(account: Account, amount: int, actor: str, key: str, facts: dict[str, str]) -> Entry:
-    return entry_on(
-        account, "grant", actor, balance_change=amount, counterparty=ISSUE, created_by=actor, key=key, facts=facts
+def change_account(state: State, command: ChangeAccount, moment: Moment) -> Outcome:
+    """Freezes, unfreezes or closes an account."""
+    account = find(state, command.account_id)
+    done = state.changes.get((command.actor, command.change_id))
+    if done is not None:
+        same("account_id", done.account_id, command.account_id)
+        same("change_id", f"{done.kind} {command.change_id}", f"{command.kind} {command.change_id}")
+        same("forfeit_balance", bool(done.forfeit), command.forfeit)
+        same("reference", done.reference, command.reference)
+        return Outcome(account, None, True)
+    refuse_closed(account)
+    facts: dict[str, object] = {"reference": command.reference} if command.reference else {}
+    taken = 0
+    if command.kind == "close":
+        if account.held or (account.balance and not command.forfeit):
+            raise AccountNotEmpty(account.account_id, account.balance, account.held)
+        taken = account.balance
+        if command.forfeit:
+            facts["forfeit"] = 1
+        if account.lots:
+            lots = state.lots[account.account_id].values()
+            facts["lots"] = [[lot.lot_id, -lot.remaining, 0] for lot in lots if lot.remaining]
+    entry = entry_on(
+        account,
+        command.kind,
+        command.actor,
+        balance_change=-taken,
+        counterparty=LAPSED if taken else "",
+        created_by=command.actor,
+        key=command.change_id,
+        facts=facts,
     )
+    apply(state, entry, moment.now_us)
+    return Outcome(state.accounts[account.account_id, TOKEN], None, False)
+
+
+def find(state: State, account_id: str) -> Account:
+    """The account, or a refusal where there is none."""
+    account = state.accounts.get((account_id, TOKEN))
+    if account is None:
+        raise AccountNotFound(account_id)
+    return account
+
+
+def refuse_closed(account: Account) -> None:
+    """Refuses what can't be done with an account that is over."""
+    if account.state == AccountState.CLOSED:
+        raise AccountClosed(account.account_id)
+
+
+def refuse_unusable(account: Account) -> None:
+    """Refuses what takes available tokens from an account that is closed or frozen."""
+    refuse_closed(account)
+    if account.state == AccountState.FROZEN:
+        raise AccountFrozen(account.account_id)
 
 
 def check_balance_limit(account: Account, amount: int) -> None:

@@ -6,7 +6,7 @@ A command is its own fingerprint: a repeat is recognised by comparing what is st
 from typing import NamedTuple
 
 from services.wallet.economy import Rules
-from services.wallet.journal_entry import Account, Reservation
+from services.wallet.holdings import Account, Lot, Reservation
 
 
 class OpenAccount(NamedTuple):
@@ -23,6 +23,18 @@ class Grant(NamedTuple):
     account_id: str
     grant_id: str
     amount: int
+    reference: str
+    lifetime_us: int | None = None
+    priority: int | None = None
+
+
+class Revoke(NamedTuple):
+    """Take back what is left of a grant; (created_by, grant_id) is the key, and the first reference stays."""
+
+    actor: str
+    account_id: str
+    created_by: str
+    grant_id: str
     reference: str
 
 
@@ -42,6 +54,12 @@ class Reserve(NamedTuple):
     """Whether the caller's scopes allow it to open the payer's account on the way."""
 
 
+class Preview(NamedTuple):
+    """Say what a Reserve would come to, and change nothing."""
+
+    reserve: Reserve
+
+
 class Commit(NamedTuple):
     """Take held tokens; the reservation is the key."""
 
@@ -58,6 +76,8 @@ class Release(NamedTuple):
     actor: str
     created_by: str
     reservation_id: str
+    grace: bool = False
+    """Whether the work failed on our side. No part of the fingerprint: the first one stays."""
 
 
 class Refund(NamedTuple):
@@ -68,6 +88,8 @@ class Refund(NamedTuple):
     reservation_id: str
     refund_id: str
     amount: int | None
+    grace: bool = False
+    """As that of a Release."""
 
 
 class Amend(NamedTuple):
@@ -81,13 +103,26 @@ class Amend(NamedTuple):
     hold_us: int | None
 
 
+class ChangeAccount(NamedTuple):
+    """Freeze, unfreeze or close an account; (actor, change_id) is the key."""
+
+    actor: str
+    account_id: str
+    change_id: str
+    kind: str
+    """`freeze`, `unfreeze` or `close`."""
+    forfeit: bool
+    """Whether a close may take the tokens that are left."""
+    reference: str
+
+
 class Sweep(NamedTuple):
-    """Expire what is due on one account. Loading an account does it anyway; this only hurries it."""
+    """End what is due on one account. Loading an account does it anyway; this only hurries it."""
 
     account_id: str
 
 
-Command = OpenAccount | Grant | Reserve | Commit | Release | Refund | Amend | Sweep
+Command = OpenAccount | Grant | Revoke | Reserve | Preview | Commit | Release | Refund | Amend | ChangeAccount | Sweep
 OnReservation = Commit | Release | Refund | Amend
 
 
@@ -98,6 +133,10 @@ class Outcome(NamedTuple):
     """The account that paid or received; None for a tombstone."""
     reservation: Reservation | None
     replayed: bool
+    lots: tuple[Lot, ...] = ()
+    """Of a Preview, the lots that it would hold of."""
+    revoked: int = 0
+    """Of a Revoke, how many tokens it took."""
 
 
 class Moment(NamedTuple):

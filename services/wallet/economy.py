@@ -10,6 +10,8 @@ class Rules(NamedTuple):
     """Granted once to every account, in the transaction that opens it. 0 grants nothing."""
     token_scale: int = 0
     """Decimal places of TOKEN, fixed when the ledger is created."""
+    grace_us: int = 7 * 24 * 3600 * 1_000_000
+    """How long tokens live on that come back through our failure after their life has ended. 0 gives no grace."""
 
 
 WELCOME_GRANT_ID = "welcome"

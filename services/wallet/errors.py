@@ -3,11 +3,15 @@
     Refusal
     ├── AccountNotFound            ├── CommitExceedsReservation
     ├── ReservationNotFound        ├── RefundExceedsCommitted
-    ├── IdempotencyMismatch        ├── AmendNotAllowed
-    ├── ReservationCommitted       ├── InsufficientFunds
-    ├── ReservationReleased        └── BalanceLimit
-    ├── ReservationExpired
-    └── ReservationNotCommitted
+    ├── GrantNotFound              ├── AmendNotAllowed
+    ├── IdempotencyMismatch        ├── AccountClosed
+    ├── ReservationCommitted       ├── AccountFrozen
+    ├── ReservationReleased        ├── AccountNotEmpty
+    ├── ReservationExpired         ├── LotLimit
+    └── ReservationNotCommitted    ├── InsufficientFunds
+                                   └── BalanceLimit
+
+When several apply, the one that stands first in the proto's enum is raised: that order is the order of these classes.
 
 `str(error)` is a sentence for people, `error.metadata` what programs read.
 """
@@ -44,6 +48,13 @@ class ReservationNotFound(Refusal):
 
     def __init__(self, reservation_id: str) -> None:
         super().__init__(f"you have made no reservation {reservation_id!r}", reservation_id=reservation_id)
+
+
+class GrantNotFound(Refusal):
+    """The grant was never made to this account, or not by this principal."""
+
+    def __init__(self, grant_id: str) -> None:
+        super().__init__(f"you have made no grant {grant_id!r} to this account", grant_id=grant_id)
 
 
 class IdempotencyMismatch(Refusal):
@@ -140,6 +151,44 @@ class AmendNotAllowed(Refusal):
             field=field,
             requested=requested,
             current=current,
+        )
+
+
+class AccountClosed(Refusal):
+    """The account is over, for ever."""
+
+    def __init__(self, account_id: str) -> None:
+        super().__init__(f"account {account_id!r} was closed", account_id=account_id)
+
+
+class AccountFrozen(Refusal):
+    """Nothing more can be held of the account, or taken late."""
+
+    def __init__(self, account_id: str) -> None:
+        super().__init__(f"account {account_id!r} is frozen: nothing more can be held", account_id=account_id)
+
+
+class AccountNotEmpty(Refusal):
+    """An account is closed only when nothing of it is held, and nothing is left or may be taken."""
+
+    def __init__(self, account_id: str, balance: int, held: int) -> None:
+        remedy = "wait until its open reservations have ended" if held else "set forfeit_balance to take what is left"
+        super().__init__(
+            f"account {account_id!r} has {balance} of which {held} are held, so that it can't be closed: {remedy}",
+            account_id=account_id,
+            balance=balance,
+            held=held,
+        )
+
+
+class LotLimit(Refusal):
+    """The account has as many lots as grants may give it."""
+
+    def __init__(self, account_id: str, limit: int) -> None:
+        super().__init__(
+            f"account {account_id!r} has {limit} lots with tokens left: grant without lifetime and priority",
+            account_id=account_id,
+            limit=limit,
         )
 
 

@@ -1,32 +1,31 @@
 """The wallet on the wire: decode, hand to the ledger, encode. No rule lives here."""
 
-import base64
-import binascii
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import grpc
 
 from punchcard.wallet.v1 import wallet_pb2, wallet_pb2_grpc
 from services.chassis.auth import Principal, current_principal
-from services.chassis.errors import ErrorTable, InvalidField, Row, Violation
+from services.chassis.errors import ErrorTable, InvalidField, Row, ServerBusy
 from services.chassis.fields import Checks
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.interceptors import log_cause
-from services.wallet import errors, grpc_messages
+from services.wallet import errors, grpc_audit, grpc_messages, grpc_pages
 from services.wallet.commands import Command, Outcome
 from services.wallet.store import Store
+from services.wallet.store_audit import Audit
+from services.wallet.store_reads import Place
 
 SERVICE: Final = "punchcard.wallet.v1.WalletService"
 ITEMS_MAX: Final = 1_000
-PAGE_SIZE_DEFAULT: Final = 100
-PAGE_SIZE_MAX: Final = 1_000
-REVISION_MAX: Final = 2**63 - 1
 
 SCOPES: Final[Mapping[str, str]] = {
     f"/{SERVICE}/OpenAccount": "account.open",
     f"/{SERVICE}/Grant": "wallet.grant",
+    f"/{SERVICE}/RevokeGrant": "wallet.grant",
     f"/{SERVICE}/Reserve": "wallet.reserve",
+    f"/{SERVICE}/PreviewReserve": "wallet.reserve",
     f"/{SERVICE}/Commit": "wallet.settle",
     f"/{SERVICE}/Refund": "wallet.settle",
     f"/{SERVICE}/Amend": "wallet.settle",
@@ -34,7 +33,13 @@ SCOPES: Final[Mapping[str, str]] = {
     f"/{SERVICE}/BatchSettle": "wallet.settle",
     f"/{SERVICE}/GetAccount": "wallet.read",
     f"/{SERVICE}/GetReservation": "wallet.read",
+    f"/{SERVICE}/ListReservations": "wallet.read",
     f"/{SERVICE}/ListTransactions": "wallet.read",
+    f"/{SERVICE}/GetBalanceAt": "wallet.read",
+    f"/{SERVICE}/FreezeAccount": "wallet.admin",
+    f"/{SERVICE}/UnfreezeAccount": "wallet.admin",
+    f"/{SERVICE}/CloseAccount": "wallet.admin",
+    f"/{SERVICE}/VerifyLedger": "wallet.admin",
 }
 """Which scope a method asks for. A method that is not here is open to nobody."""
 
@@ -46,6 +51,7 @@ ERRORS: Final = ErrorTable(
     {
         errors.AccountNotFound: Row(_NOT_FOUND, "ACCOUNT_NOT_FOUND"),
         errors.ReservationNotFound: Row(_NOT_FOUND, "RESERVATION_NOT_FOUND"),
+        errors.GrantNotFound: Row(_NOT_FOUND, "GRANT_NOT_FOUND"),
         errors.IdempotencyMismatch: Row(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_MISMATCH"),
         errors.ReservationCommitted: Row(_PRECONDITION, "RESERVATION_COMMITTED"),
         errors.ReservationReleased: Row(_PRECONDITION, "RESERVATION_RELEASED"),
@@ -54,6 +60,10 @@ ERRORS: Final = ErrorTable(
         errors.CommitExceedsReservation: Row(_PRECONDITION, "COMMIT_EXCEEDS_RESERVATION"),
         errors.RefundExceedsCommitted: Row(_PRECONDITION, "REFUND_EXCEEDS_COMMITTED"),
         errors.AmendNotAllowed: Row(_PRECONDITION, "AMEND_NOT_ALLOWED"),
+        errors.AccountClosed: Row(_PRECONDITION, "ACCOUNT_CLOSED"),
+        errors.AccountFrozen: Row(_PRECONDITION, "ACCOUNT_FROZEN"),
+        errors.AccountNotEmpty: Row(_PRECONDITION, "ACCOUNT_NOT_EMPTY"),
+        errors.LotLimit: Row(_PRECONDITION, "LOT_LIMIT"),
         errors.InsufficientFunds: Row(_PRECONDITION, "INSUFFICIENT_FUNDS"),
         errors.BalanceLimit: Row(_PRECONDITION, "BALANCE_LIMIT"),
     },
@@ -65,10 +75,14 @@ Answer = TypeVar("Answer")
 
 
 class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
-    """The eleven methods of the wallet."""
+    """The methods of the wallet."""
 
-    def __init__(self, store: Store, committer: GroupCommitter[Command, Outcome], token_scale: int) -> None:
+    def __init__(
+        self, store: Store, committer: GroupCommitter[Command, Outcome], audit: Audit, token_scale: int
+    ) -> None:
         self._store = store
+        self._audit = audit
+        self._auditing = False
         self._committer = committer
         self._scale = token_scale
 
@@ -79,6 +93,43 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
     async def Grant(self, request: wallet_pb2.GrantRequest, context: Any) -> wallet_pb2.GrantResponse:
         outcome = await self._do(grpc_messages.grant_command(request, current_principal()))
         return wallet_pb2.GrantResponse(account=self._account(outcome), replayed=outcome.replayed)
+
+    async def RevokeGrant(self, request: wallet_pb2.RevokeGrantRequest, context: Any) -> wallet_pb2.RevokeGrantResponse:
+        outcome = await self._do(grpc_messages.revoke_command(request, current_principal()))
+        return wallet_pb2.RevokeGrantResponse(
+            account=self._account(outcome), revoked=outcome.revoked, replayed=outcome.replayed
+        )
+
+    async def PreviewReserve(
+        self, request: wallet_pb2.PreviewReserveRequest, context: Any
+    ) -> wallet_pb2.PreviewReserveResponse:
+        outcome = await self._do(grpc_messages.preview_command(request, current_principal()))
+        answer = wallet_pb2.PreviewReserveResponse(
+            lots=[grpc_messages.lot_message(lot) for lot in outcome.lots], replayed=outcome.replayed
+        )
+        if outcome.account is not None:
+            answer.balance.CopyFrom(grpc_messages.balance_message(outcome.account, self._scale))
+        if outcome.reservation is not None:
+            answer.pins.extend(grpc_messages.pin_messages(outcome.reservation.pins))
+        return answer
+
+    async def FreezeAccount(
+        self, request: wallet_pb2.FreezeAccountRequest, context: Any
+    ) -> wallet_pb2.FreezeAccountResponse:
+        outcome = await self._do(grpc_messages.change_command(request, current_principal(), "freeze"))
+        return wallet_pb2.FreezeAccountResponse(account=self._account(outcome), replayed=outcome.replayed)
+
+    async def UnfreezeAccount(
+        self, request: wallet_pb2.UnfreezeAccountRequest, context: Any
+    ) -> wallet_pb2.UnfreezeAccountResponse:
+        outcome = await self._do(grpc_messages.change_command(request, current_principal(), "unfreeze"))
+        return wallet_pb2.UnfreezeAccountResponse(account=self._account(outcome), replayed=outcome.replayed)
+
+    async def CloseAccount(
+        self, request: wallet_pb2.CloseAccountRequest, context: Any
+    ) -> wallet_pb2.CloseAccountResponse:
+        outcome = await self._do(grpc_messages.change_command(request, current_principal(), "close"))
+        return wallet_pb2.CloseAccountResponse(account=self._account(outcome), replayed=outcome.replayed)
 
     async def Reserve(self, request: wallet_pb2.ReserveRequest, context: Any) -> wallet_pb2.ReserveResponse:
         outcome = await self._do(grpc_messages.reserve_command(request, current_principal()))
@@ -108,10 +159,11 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
 
     async def GetAccount(self, request: wallet_pb2.GetAccountRequest, context: Any) -> wallet_pb2.GetAccountResponse:
         account_id = _readable_account(request.account_id)
-        account = await self._store.account(account_id)
-        if account is None:
+        found = await self._store.holdings(account_id)
+        if found is None:
             raise errors.AccountNotFound(account_id)
-        return wallet_pb2.GetAccountResponse(account=grpc_messages.account_message(account, self._scale))
+        account = grpc_messages.account_message(found.account, self._scale, found.lots)
+        return wallet_pb2.GetAccountResponse(account=account)
 
     async def GetReservation(
         self, request: wallet_pb2.GetReservationRequest, context: Any
@@ -126,27 +178,72 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
             raise errors.ReservationNotFound(reservation_id)
         return wallet_pb2.GetReservationResponse(reservation=grpc_messages.reservation_message(found))
 
+    async def ListReservations(
+        self, request: wallet_pb2.ListReservationsRequest, context: Any
+    ) -> wallet_pb2.ListReservationsResponse:
+        size = grpc_pages.page_size(request.page_size)
+        account_id = _readable_account(request.account_id)
+        after = grpc_pages.reservations_place(request.page_token, account_id)
+        found = await self._store.open_reservations(account_id, after, size)
+        if found is None:
+            raise errors.AccountNotFound(account_id)
+        token = ""
+        if len(found) == size:
+            last = found[-1]
+            place = Place(last.expire_time_us, last.created_by, last.reservation_id)
+            token = grpc_pages.reservations_token(account_id, place)
+        return wallet_pb2.ListReservationsResponse(
+            reservations=[grpc_messages.reservation_message(each) for each in found], next_page_token=token
+        )
+
     async def ListTransactions(
         self, request: wallet_pb2.ListTransactionsRequest, context: Any
     ) -> wallet_pb2.ListTransactionsResponse:
-        checks = Checks()
-        if request.page_size < 0:
-            checks.fail("page_size", request.page_size, "must not be negative")
-        checks.done()
+        size = grpc_pages.page_size(request.page_size)
         account_id = _readable_account(request.account_id)
-        before = _page_revision(request.page_token, account_id) if request.page_token else None
-        size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+        before = grpc_pages.history_revision(request.page_token, account_id)
         rows = await self._store.transactions(account_id, before, size)
         if before is not None and not rows:
             # Each token that was given names a row of this account.
-            raise _bad_page_token(request.page_token)
+            raise grpc_pages.bad_page_token(request.page_token)
         if rows is None:
             raise errors.AccountNotFound(account_id)
         more = len(rows) == size and rows[-1].previous > 0
         return wallet_pb2.ListTransactionsResponse(
             transactions=[grpc_messages.transaction_message(row) for row in rows],
-            next_page_token=_page_token(account_id, rows[-1].previous) if more else "",
+            next_page_token=grpc_pages.history_token(account_id, rows[-1].previous) if more else "",
         )
+
+    async def GetBalanceAt(
+        self, request: wallet_pb2.GetBalanceAtRequest, context: Any
+    ) -> wallet_pb2.GetBalanceAtResponse:
+        checks = Checks()
+        time_us = checks.time_us("time", request.time if request.HasField("time") else None)
+        if time_us > await self._store.now_us():
+            checks.fail("time", request.time.ToJsonString(), "must not be in the future")
+        checks.done()
+        account_id = _readable_account(request.account_id)
+        row = await self._store.row_at(account_id, time_us)
+        if row is None:
+            raise errors.AccountNotFound(account_id)
+        return grpc_messages.balance_at_message(row, self._scale)
+
+    async def VerifyLedger(
+        self, request: wallet_pb2.VerifyLedgerRequest, context: Any
+    ) -> AsyncIterator[wallet_pb2.VerifyLedgerResponse]:
+        checks = Checks()
+        newest = await self._store.revision()
+        if not 0 <= request.up_to_revision <= newest:
+            checks.fail("up_to_revision", request.up_to_revision, f"must be 0 to {newest}, the newest")
+        checks.done()
+        if self._auditing:
+            raise ServerBusy(1)
+        self._auditing = True
+        try:
+            async for event in self._audit.run(request.up_to_revision):
+                yield grpc_audit.audit_message(event)
+        finally:
+            self._auditing = False
 
     async def _do(self, command: Command) -> Outcome:
         return await self._committer.submit(command)
@@ -240,23 +337,3 @@ def _readable_account(account_id: str) -> str:
     checks.done()
     grpc_messages.check_account(current_principal(), account_id)
     return account_id
-
-
-def _page_token(account_id: str, revision: int) -> str:
-    """Where a page of this account's history goes on. It gives no right by itself: the account is checked each time."""
-    return base64.urlsafe_b64encode(f"{account_id} {revision}".encode()).decode()
-
-
-def _page_revision(token: str, account_id: str) -> int:
-    try:
-        of_account, text = base64.urlsafe_b64decode(token.encode()).decode().split(" ")
-        revision = int(text)
-        if of_account == account_id and 0 < revision <= REVISION_MAX:
-            return revision
-    except (binascii.Error, UnicodeError, ValueError):
-        pass
-    raise _bad_page_token(token)
-
-
-def _bad_page_token(token: str) -> InvalidField:
-    return InvalidField([Violation("page_token", token[:64], "is not a next_page_token of this account's history")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -12,15 +12,30 @@ from punchcard.wallet.v1 import error_reason_pb2, wallet_pb2
 from services.chassis import errors, journal
 from services.chassis.auth import Principal
 from services.chassis.fields import Checks
-from services.wallet.commands import Amend, Commit, Grant, OpenAccount, Refund, Release, Reserve
-from services.wallet.errors import AccountNotFound, ReservationNotFound
-from services.wallet.journal_entry import Account, Reservation
+from services.wallet.commands import (
+    Amend,
+    ChangeAccount,
+    Commit,
+    Grant,
+    OpenAccount,
+    Preview,
+    Refund,
+    Release,
+    Reserve,
+    Revoke,
+)
+from services.wallet.errors import AccountNotFound, GrantNotFound, ReservationNotFound
+from services.wallet.holdings import PLAIN, Account, Lot, Reservation, read_pins
+from services.wallet.journal_entry import Entry
 from services.wallet.store_rows import entry_of
 
 REFERENCE_CHARS_MAX: Final = 256
 PRICE_VERSION_CHARS_MAX: Final = 128
 HOLD_SECONDS_MIN: Final = 1
 HOLD_SECONDS_MAX: Final = 45 * 24 * 3600
+LIFETIME_SECONDS_MIN: Final = 1
+LIFETIME_SECONDS_MAX: Final = 10 * 366 * 24 * 3600
+PRIORITY_MAX: Final = 100
 ADMIN_SCOPE: Final = "wallet.admin"
 OPEN_SCOPE: Final = "account.open"
 
@@ -34,6 +49,12 @@ KINDS: Final[Mapping[str, wallet_pb2.TransactionKind.ValueType]] = MappingProxyT
         "release": wallet_pb2.TRANSACTION_KIND_RELEASE,
         "expire": wallet_pb2.TRANSACTION_KIND_EXPIRE,
         "refund": wallet_pb2.TRANSACTION_KIND_REFUND,
+        "lapse": wallet_pb2.TRANSACTION_KIND_LAPSE,
+        "grace": wallet_pb2.TRANSACTION_KIND_GRACE,
+        "revoke": wallet_pb2.TRANSACTION_KIND_REVOKE,
+        "freeze": wallet_pb2.TRANSACTION_KIND_FREEZE,
+        "unfreeze": wallet_pb2.TRANSACTION_KIND_UNFREEZE,
+        "close": wallet_pb2.TRANSACTION_KIND_CLOSE,
     }
 )
 
@@ -45,6 +66,17 @@ STATES: Final[Mapping[int, wallet_pb2.ReservationState.ValueType]] = MappingProx
         4: wallet_pb2.RESERVATION_STATE_EXPIRED,
     }
 )
+
+
+ACCOUNT_STATES: Final[Mapping[int, wallet_pb2.AccountState.ValueType]] = MappingProxyType(
+    {
+        1: wallet_pb2.ACCOUNT_STATE_OPEN,
+        2: wallet_pb2.ACCOUNT_STATE_FROZEN,
+        3: wallet_pb2.ACCOUNT_STATE_CLOSED,
+    }
+)
+
+ChangeRequest = wallet_pb2.FreezeAccountRequest | wallet_pb2.UnfreezeAccountRequest | wallet_pb2.CloseAccountRequest
 
 
 def check_account(principal: Principal, account_id: str) -> None:
@@ -72,11 +104,56 @@ def open_account_command(request: wallet_pb2.OpenAccountRequest, principal: Prin
 def grant_command(request: wallet_pb2.GrantRequest, principal: Principal) -> Grant:
     """Decodes a Grant. Raises `InvalidField` or `AccountNotFound`."""
     checks = Checks()
+    lifetime_us = priority = None
+    if request.HasField("lifetime"):
+        lifetime_us = checks.duration_us("lifetime", request.lifetime, LIFETIME_SECONDS_MIN, LIFETIME_SECONDS_MAX)
+    if request.HasField("priority"):
+        priority = checks.number("priority", request.priority, 1, PRIORITY_MAX)
     command = Grant(
         principal.subject,
         checks.id("account_id", request.account_id),
         checks.id("grant_id", request.grant_id),
         checks.amount("amount", request.amount),
+        checks.text("reference", request.reference, REFERENCE_CHARS_MAX),
+        lifetime_us,
+        priority,
+    )
+    checks.done()
+    check_account(principal, command.account_id)
+    return command
+
+
+def revoke_command(request: wallet_pb2.RevokeGrantRequest, principal: Principal) -> Revoke:
+    """Decodes a RevokeGrant. Raises `InvalidField`, `AccountNotFound` or `GrantNotFound`."""
+    checks = Checks()
+    command = Revoke(
+        principal.subject,
+        checks.id("account_id", request.account_id),
+        checks.optional_id("created_by", request.created_by) or principal.subject,
+        checks.id("grant_id", request.grant_id),
+        checks.text("reference", request.reference, REFERENCE_CHARS_MAX),
+    )
+    checks.done()
+    check_account(principal, command.account_id)
+    if command.created_by != principal.subject and not principal.may(ADMIN_SCOPE):
+        raise GrantNotFound(command.grant_id)
+    return command
+
+
+def preview_command(request: wallet_pb2.PreviewReserveRequest, principal: Principal) -> Preview:
+    """Decodes a PreviewReserve. Raises `InvalidField` or `AccountNotFound`."""
+    return Preview(reserve_command(request.reserve, principal, "reserve."))
+
+
+def change_command(request: ChangeRequest, principal: Principal, kind: str) -> ChangeAccount:
+    """Decodes a FreezeAccount, UnfreezeAccount or CloseAccount. Raises `InvalidField` or `AccountNotFound`."""
+    checks = Checks()
+    command = ChangeAccount(
+        principal.subject,
+        checks.id("account_id", request.account_id),
+        checks.id("change_id", request.change_id),
+        kind,
+        isinstance(request, wallet_pb2.CloseAccountRequest) and request.forfeit_balance,
         checks.text("reference", request.reference, REFERENCE_CHARS_MAX),
     )
     checks.done()
@@ -130,8 +207,8 @@ def refund_command(request: wallet_pb2.RefundRequest, principal: Principal, pref
     checks.done()
     created_by = maker(principal, created_by, reservation_id)
     if refund_id:
-        return Refund(principal.subject, created_by, reservation_id, refund_id, amount)
-    return Release(principal.subject, created_by, reservation_id)
+        return Refund(principal.subject, created_by, reservation_id, refund_id, amount, request.grace)
+    return Release(principal.subject, created_by, reservation_id, request.grace)
 
 
 def amend_command(request: wallet_pb2.AmendRequest, principal: Principal, prefix: str = "") -> Amend:
@@ -179,14 +256,34 @@ def balance_message(account: Account, scale: int) -> wallet_pb2.Balance:
     )
 
 
-def account_message(account: Account, scale: int) -> wallet_pb2.Account:
+def account_message(account: Account, scale: int, lots: Sequence[Lot] = ()) -> wallet_pb2.Account:
     """An account."""
     return wallet_pb2.Account(
         account_id=account.account_id,
         tokens=balance_message(account, scale),
         create_time=timestamp(account.create_time_us),
         revision=account.revision,
+        state=ACCOUNT_STATES[account.state],
+        lots=[lot_message(lot) for lot in lots],
     )
+
+
+def lot_message(lot: Lot) -> wallet_pb2.Lot:
+    """Tokens with a life of their own."""
+    return wallet_pb2.Lot(
+        lot_id=lot.lot_id,
+        grant_id=lot.grant_id,
+        remaining=lot.remaining,
+        held=lot.held,
+        priority=lot.priority,
+        expire_time=None if lot.expire_time_us is None else timestamp(lot.expire_time_us),
+        grace=bool(lot.grace),
+    )
+
+
+def pin_messages(pins: str) -> list[wallet_pb2.Pin]:
+    """What a reservation has of which lot."""
+    return [wallet_pb2.Pin(lot_id=lot_id, amount=amount) for lot_id, amount in read_pins(pins) if lot_id != PLAIN]
 
 
 def reservation_message(reservation: Reservation) -> wallet_pb2.Reservation:
@@ -207,6 +304,7 @@ def reservation_message(reservation: Reservation) -> wallet_pb2.Reservation:
         price_version=reservation.price_version,
         reference=reservation.reference,
         revision=reservation.revision,
+        pins=pin_messages(reservation.pins) if reservation.pins else None,
     )
 
 
@@ -227,7 +325,30 @@ def transaction_message(row: journal.Row) -> wallet_pb2.Transaction:
         created_by=entry.created_by,
         key=entry.key,
         reference=entry.facts.get("reference", ""),
+        lot_id=lot_id_of(row.revision, entry),
     )
+
+
+def balance_at_message(row: journal.Row, scale: int) -> wallet_pb2.GetBalanceAtResponse:
+    """What an account had after one row of its history."""
+    entry = entry_of(row)
+    balance = wallet_pb2.Balance(
+        balance=entry.balance, held=entry.held, available=entry.balance - entry.held, scale=scale
+    )
+    return wallet_pb2.GetBalanceAtResponse(balance=balance, revision=row.revision, time=timestamp(row.time_us))
+
+
+def lot_id_of(revision: int, entry: Entry) -> int:
+    """The lot that an entry made or ended; 0 when none."""
+    facts = entry.facts
+    if entry.kind == "lapse":
+        lot_id: int = facts["lot"]
+        return lot_id
+    if entry.kind == "revoke" and facts.get("ended"):
+        first: int = facts["ended"][0]
+        return first
+    makes_a_lot = entry.kind == "grace" or (entry.kind == "grant" and ("lifetime_us" in facts or "priority" in facts))
+    return revision if makes_a_lot else 0
 
 
 def refusal_message(outcome: errors.Outcome) -> wallet_pb2.Refusal:

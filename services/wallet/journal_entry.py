@@ -1,112 +1,48 @@
-"""What the journal records, and what each record means for accounts and reservations.
+"""What the journal records, and what each record means for accounts, reservations and lots.
 
 `apply` is the only function that changes a balance. The ledger decides by making entries and applying them; an audit
 reads the same entries back, applies them to nothing, and must arrive at the same accounts and reservations.
 
-    kind      balance          held              counterparty
-    open                                                            an account begins
-    grant     + amount                           @issue             new tokens
-    reserve                    + amount                             a hold begins
-    amend                      - released                           a hold shrinks, or ends later
-    commit    - committed      - (all that was held)   @revenue     a hold is taken; the rest goes back
-    release                    - (all that was held)                a hold goes back; on an unused id, a tombstone
-    expire                     - (all that was held)                a hold's time has passed
-    refund    + amount                           @revenue           committed tokens come back
+    kind      balance          held                  counterparty
+    open                                                        an account begins
+    grant     + amount                               @issue     new tokens, perhaps as a lot
+    revoke    - what was left                        @issue     a grant is taken back; its lots end
+    reserve                    + amount                         a hold begins
+    amend                      - released                       a hold shrinks, or ends later
+    commit    - committed      - (all that was held) @revenue   a hold is taken; the rest goes back
+    release                    - (all that was held)            a hold goes back; on an unused id, a tombstone
+    expire                     - (all that was held)            a hold's time has passed
+    refund    + amount                               @revenue   committed tokens come back
+    lapse     - amount                               @lapsed    a lot's time has passed
+    grace                                                       tokens of a lot that is over live on as a new lot
+    freeze, unfreeze                                            an account may be used less, or again
+    close     - balance                              @lapsed    an account is over
+
+`facts` hold what else a kind needs. Wherever lots have a part: `lots` lists (lot id, change of remaining, change of
+held), and `pins` is what the reservation has of which lot afterwards.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import IntEnum
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-TOKEN = "TOKEN"  # noqa: S105 - the name of an asset
-ISSUE = "@issue"
-REVENUE = "@revenue"
-WALLET = "@wallet"
-"""The actor of what the wallet does by itself: sweeps and welcome bonuses."""
-
-
-class ReservationState(IntEnum):
-    """Where a reservation stands; the numbers are those of the proto."""
-
-    HELD = 1
-    COMMITTED = 2
-    RELEASED = 3
-    EXPIRED = 4
-
-
-class Account(NamedTuple):
-    """One account's holdings of one asset, as stored: the fields are the columns."""
-
-    account_id: str
-    asset: str
-    balance: int
-    held: int
-    due_time_us: int | None
-    """No hold ends before this; None when nothing can. May be early, never late."""
-    create_time_us: int
-    revision: int
-
-    @property
-    def available(self) -> int:
-        """What can be reserved now, if nothing is due."""
-        return self.balance - self.held
-
-
-class Reservation(NamedTuple):
-    """A hold and what became of it, as stored: the fields are the columns."""
-
-    created_by: str
-    reservation_id: str
-    account_id: str
-    payer_account_id: str
-    state: int
-    reserved: int
-    committed: int
-    released: int
-    expired: int
-    refunded: int
-    hold_us: int
-    expire_time_us: int
-    create_time_us: int
-    price_version: str
-    reference: str
-    commit_amount: int | None
-    """The amount that the Commit sent; None when it sent none, or when there was no Commit."""
-    commit_late: int
-    """1 when the Commit allowed to be late."""
-    revision: int
-
-    @property
-    def held(self) -> int:
-        """What is still held; 0 once it has ended."""
-        return self.reserved - self.committed - self.released - self.expired
-
-
-class GrantRecord(NamedTuple):
-    """A grant that was made, as stored: what its key is compared with."""
-
-    created_by: str
-    grant_id: str
-    account_id: str
-    asset: str
-    amount: int
-    reference: str
-    revision: int
-
-
-class Operation(NamedTuple):
-    """A Refund or Amend that was done, as stored: what its key is compared with."""
-
-    created_by: str
-    reservation_id: str
-    operation_id: str
-    kind: str
-    amount: int | None
-    hold_us: int | None
-    revision: int
-
+from services.wallet.holdings import (
+    PLAIN_PRIORITY,
+    TOKEN,
+    Account,
+    AccountChange,
+    AccountState,
+    GrantRecord,
+    Key,
+    Lot,
+    Operation,
+    Reservation,
+    ReservationState,
+    State,
+    write_pins,
+)
 
 NO_FACTS: Mapping[str, Any] = MappingProxyType({})
 
@@ -164,28 +100,6 @@ def entry_on(
     )
 
 
-AccountKey = tuple[str, str]
-ReservationKey = tuple[str, str]
-OperationKey = tuple[str, str, str]
-
-
-@dataclass(slots=True)
-class State:
-    """What a group of commands works on: all that they name, and nothing else."""
-
-    accounts: dict[AccountKey, Account] = field(default_factory=dict)
-    reservations: dict[ReservationKey, Reservation] = field(default_factory=dict)
-    grants: dict[ReservationKey, GrantRecord] = field(default_factory=dict)
-    operations: dict[OperationKey, Operation] = field(default_factory=dict)
-    system: dict[AccountKey, int] = field(default_factory=dict)
-    """How much the balances of the system accounts changed."""
-    issued: int = 0
-    """What @issue had given before; loaded for grants alone."""
-    revision: int = 0
-    """The last one used; entries take the next ones."""
-    entries: list[Entry] = field(default_factory=list)
-
-
 def apply(state: State, entry: Entry, now_us: int) -> None:
     """Changes the state by one entry, which becomes the next revision.
 
@@ -193,17 +107,15 @@ def apply(state: State, entry: Entry, now_us: int) -> None:
     """
     state.revision += 1
     state.entries.append(entry)
-    kind = entry.kind
-    if kind == "open":
+    if entry.kind == "open":
         _open(state, entry, now_us)
-    elif entry.account_id:
-        _move(state, entry)
-    if kind == "reserve":
-        _reserve(state, entry, now_us)
-    elif kind == "grant":
-        _grant(state, entry)
-    elif kind != "open":
-        _change_reservation(state, entry, now_us)
+        return
+    if entry.account_id:
+        _move(state, entry, now_us)
+    follow = _FOLLOW.get(entry.kind)
+    if follow is None:
+        raise ValueError(f"revision {state.revision}: there is no kind {entry.kind!r}")
+    follow(state, entry, now_us)
 
 
 def _open(state: State, entry: Entry, now_us: int) -> None:
@@ -211,7 +123,7 @@ def _open(state: State, entry: Entry, now_us: int) -> None:
     state.accounts[key] = Account(entry.account_id, TOKEN, 0, 0, None, now_us, state.revision)
 
 
-def _move(state: State, entry: Entry) -> None:
+def _move(state: State, entry: Entry, now_us: int) -> None:
     key = (entry.account_id, TOKEN)
     account = state.accounts[key]
     balance, held = account.balance + entry.balance_change, account.held + entry.held_change
@@ -220,25 +132,118 @@ def _move(state: State, entry: Entry) -> None:
             f"revision {state.revision}: account {entry.account_id!r} comes to balance {balance} and held {held}, "
             f"and the entry says {entry.balance} and {entry.held}"
         )
-    due_time_us = account.due_time_us
-    expire_time_us = entry.facts.get("expire_time_us")
-    if expire_time_us is not None and (due_time_us is None or expire_time_us < due_time_us):
-        due_time_us = expire_time_us
+    facts = entry.facts
+    due_time_us = _earlier(account.due_time_us, facts.get("expire_time_us"))
+    lots = account.lots
+    if "lots" in facts:
+        for lot_id, remaining_change, held_change in facts["lots"]:
+            before, after = _move_lot(state, entry.account_id, lot_id, remaining_change, held_change)
+            lots += (after.remaining > 0) - (before.remaining > 0)
+            if after.remaining and not after.is_over(now_us):
+                due_time_us = _earlier(due_time_us, after.expire_time_us)
     state.accounts[key] = Account(
-        account.account_id, TOKEN, balance, held, due_time_us, account.create_time_us, state.revision
+        account.account_id,
+        TOKEN,
+        balance,
+        held,
+        due_time_us,
+        account.create_time_us,
+        state.revision,
+        account.state,
+        lots,
     )
     if entry.counterparty:
         other = (entry.counterparty, TOKEN)
         state.system[other] = state.system.get(other, 0) - entry.balance_change
 
 
-def _grant(state: State, entry: Entry) -> None:
-    state.grants[entry.created_by, entry.key] = GrantRecord(
+def _earlier(one_us: int | None, other_us: int | None) -> int | None:
+    if one_us is None or other_us is None:
+        return other_us if one_us is None else one_us
+    return min(one_us, other_us)
+
+
+def _move_lot(state: State, account_id: str, lot_id: int, remaining_change: int, held_change: int) -> tuple[Lot, Lot]:
+    lots = state.lots[account_id]
+    before = lots[lot_id]
+    after = before._replace(
+        remaining=before.remaining + remaining_change, held=before.held + held_change, revision=state.revision
+    )
+    if not 0 <= after.held <= after.remaining <= after.granted:
+        raise ValueError(f"revision {state.revision}: lot {lot_id} comes to {after.remaining} with {after.held} held")
+    lots[lot_id] = after
+    return before, after
+
+
+def _grant(state: State, entry: Entry, _now_us: int) -> None:
+    facts = entry.facts
+    record = GrantRecord(
         entry.created_by,
         entry.key,
         entry.account_id,
         TOKEN,
         entry.balance_change,
+        facts.get("reference", ""),
+        state.revision,
+        facts.get("lifetime_us"),
+        facts.get("priority"),
+    )
+    state.grants[entry.created_by, entry.key] = record
+    if record.made_a_lot:
+        priority = PLAIN_PRIORITY if record.priority is None else record.priority
+        _begin_lot(state, entry, priority, record.amount, grace=0)
+
+
+def _begin_lot(state: State, entry: Entry, priority: int, amount: int, *, grace: int) -> None:
+    lot = Lot(
+        state.revision,
+        entry.account_id,
+        TOKEN,
+        entry.created_by,
+        entry.key,
+        priority,
+        entry.facts.get("expire_time_us"),
+        amount,
+        amount,
+        0,
+        grace,
+        0,
+        state.revision,
+    )
+    state.add_lots([lot])
+    key = (entry.account_id, TOKEN)
+    account = state.accounts[key]
+    state.accounts[key] = account._replace(lots=account.lots + 1)
+
+
+def _grace(state: State, entry: Entry, _now_us: int) -> None:
+    facts = entry.facts
+    _begin_lot(state, entry, state.lots[entry.account_id][facts["lot"]].priority, facts["amount"], grace=1)
+
+
+def _revoke(state: State, entry: Entry, now_us: int) -> None:
+    lots = state.lots.get(entry.account_id, {})
+    for lot_id in entry.facts.get("ended", ()):
+        lot = lots[lot_id]
+        ends_us = now_us if lot.expire_time_us is None else min(lot.expire_time_us, now_us)
+        lots[lot_id] = lot._replace(expire_time_us=ends_us, revoked=1, revision=state.revision)
+    key = (entry.created_by, entry.key)
+    state.grants[key] = state.grants[key]._replace(revoked=-entry.balance_change, revision=state.revision)
+
+
+def _change_account(state: State, entry: Entry, _now_us: int) -> None:
+    key = (entry.account_id, TOKEN)
+    account = state.accounts[key]
+    after = {"freeze": AccountState.FROZEN, "unfreeze": AccountState.OPEN, "close": AccountState.CLOSED}[entry.kind]
+    state.accounts[key] = account._replace(
+        state=int(after), due_time_us=None if after is AccountState.CLOSED else account.due_time_us
+    )
+    state.changes[entry.created_by, entry.key] = AccountChange(
+        entry.created_by,
+        entry.key,
+        entry.account_id,
+        entry.kind,
+        entry.facts.get("forfeit", 0),
         entry.facts.get("reference", ""),
         state.revision,
     )
@@ -265,6 +270,7 @@ def _reserve(state: State, entry: Entry, now_us: int) -> None:
         None,
         0,
         state.revision,
+        write_pins(facts["pins"]) if "pins" in facts else "",
     )
 
 
@@ -273,9 +279,12 @@ def _change_reservation(state: State, entry: Entry, now_us: int) -> None:
     revision, facts = state.revision, entry.facts
     old = state.reservations.get(key)
     if old is None:
+        if entry.account_id:
+            raise ValueError(f"revision {revision}: there is no reservation {key} to {entry.kind}")
         state.reservations[key] = tombstone(key, now_us, revision)
         return
     freed = -entry.held_change
+    pins = write_pins(facts["pins"]) if "pins" in facts else old.pins
     match entry.kind:
         case "commit":
             taken = -entry.balance_change
@@ -287,23 +296,25 @@ def _change_reservation(state: State, entry: Entry, now_us: int) -> None:
                 commit_amount=facts.get("amount"),
                 commit_late=int(facts.get("allow_late", 0)),
                 revision=revision,
+                pins=pins,
             )
         case "release":
             state.reservations[key] = old._replace(
-                state=ReservationState.RELEASED, released=old.released + freed, revision=revision
+                state=ReservationState.RELEASED, released=old.released + freed, revision=revision, pins=pins
             )
         case "expire":
-            state.reservations[key] = old._replace(state=ReservationState.EXPIRED, expired=freed, revision=revision)
+            state.reservations[key] = old._replace(
+                state=ReservationState.EXPIRED, expired=freed, revision=revision, pins=pins
+            )
         case "amend":
             state.reservations[key] = old._replace(
-                released=old.released + freed, expire_time_us=facts["expire_time_us"], revision=revision
+                released=old.released + freed, expire_time_us=facts["expire_time_us"], revision=revision, pins=pins
             )
             _remember(state, entry)
-        case "refund":
-            state.reservations[key] = old._replace(refunded=old.refunded + entry.balance_change, revision=revision)
-            _remember(state, entry)
         case _:
-            raise ValueError(f"revision {revision}: there is no kind {entry.kind!r}")
+            refunded = old.refunded + entry.balance_change
+            state.reservations[key] = old._replace(refunded=refunded, revision=revision, pins=pins)
+            _remember(state, entry)
 
 
 def _remember(state: State, entry: Entry) -> None:
@@ -318,7 +329,28 @@ def _remember(state: State, entry: Entry) -> None:
     )
 
 
-def tombstone(key: ReservationKey, now_us: int, revision: int) -> Reservation:
+def _nothing_more(_state: State, _entry: Entry, _now_us: int) -> None:
+    """A lapse is nothing but the move of its tokens."""
+
+
+_FOLLOW: Final[Mapping[str, Callable[[State, Entry, int], None]]] = {
+    "grant": _grant,
+    "revoke": _revoke,
+    "reserve": _reserve,
+    "commit": _change_reservation,
+    "release": _change_reservation,
+    "expire": _change_reservation,
+    "amend": _change_reservation,
+    "refund": _change_reservation,
+    "lapse": _nothing_more,
+    "grace": _grace,
+    "freeze": _change_account,
+    "unfreeze": _change_account,
+    "close": _change_account,
+}
+
+
+def tombstone(key: Key, now_us: int, revision: int) -> Reservation:
     """The reservation that a release of an unused id leaves behind, so that a late Reserve finds it released."""
     created_by, reservation_id = key
     released = int(ReservationState.RELEASED)

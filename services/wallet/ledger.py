@@ -13,21 +13,24 @@ Always reserved = committed + released + expired once it has ended, and refunded
 from collections.abc import Callable
 from typing import Any
 
-from services.wallet import account, reservation
+from services.wallet import account, grant, reservation, sweep
 from services.wallet.commands import (
     Amend,
+    ChangeAccount,
     Command,
     Commit,
     Grant,
     Moment,
     OpenAccount,
     Outcome,
+    Preview,
     Refund,
     Release,
     Reserve,
+    Revoke,
     Sweep,
 )
-from services.wallet.journal_entry import State
+from services.wallet.holdings import State
 
 
 def decide(state: State, command: Command, moment: Moment) -> Outcome:
@@ -37,11 +40,14 @@ def decide(state: State, command: Command, moment: Moment) -> Outcome:
 
 _DECISIONS: dict[type, Callable[[State, Any, Moment], Outcome]] = {
     OpenAccount: account.open_account,
-    Grant: account.grant,
+    ChangeAccount: account.change_account,
+    Grant: grant.grant,
+    Revoke: grant.revoke,
     Reserve: reservation.reserve,
+    Preview: reservation.preview,
     Commit: reservation.commit,
     Release: reservation.release,
     Refund: reservation.refund,
     Amend: reservation.amend,
-    Sweep: reservation.sweep,
+    Sweep: sweep.sweep,
 }

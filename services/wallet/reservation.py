@@ -7,8 +7,18 @@ purpose: a hold found past its time is expired first, which would have happened 
 from collections.abc import Mapping
 from typing import Any
 
-from services.wallet.account import check_balance_limit, open_at, same, same_duration
-from services.wallet.commands import Amend, Commit, Moment, OnReservation, Outcome, Refund, Release, Reserve, Sweep
+from services.wallet.account import check_balance_limit, open_at, refuse_closed, refuse_unusable, same, same_duration
+from services.wallet.commands import (
+    Amend,
+    Commit,
+    Moment,
+    OnReservation,
+    Outcome,
+    Preview,
+    Refund,
+    Release,
+    Reserve,
+)
 from services.wallet.errors import (
     AccountNotFound,
     AmendNotAllowed,
@@ -22,18 +32,19 @@ from services.wallet.errors import (
     ReservationReleased,
     rfc3339,
 )
-from services.wallet.journal_entry import (
-    NO_FACTS,
+from services.wallet.holdings import (
+    PLAIN,
     REVENUE,
     TOKEN,
     WALLET,
-    Entry,
+    Pins,
     Reservation,
     ReservationState,
     State,
-    apply,
-    entry_on,
+    read_pins,
 )
+from services.wallet.journal_entry import NO_FACTS, Entry, apply, entry_on
+from services.wallet.lot import Return, come_back, moves, pick, split
 
 HELD = ReservationState.HELD
 COMMITTED = ReservationState.COMMITTED
@@ -46,12 +57,14 @@ def reserve(state: State, command: Reserve, moment: Moment) -> Outcome:
     reservation_key = (command.actor, command.reservation_id)
     made = state.reservations.get(reservation_key)
     if made is not None:
-        return _reserve_again(state, made, command, moment.now_us)
+        return _reserve_again(state, made, command, moment)
     payer, now_us = command.payer_account_id, moment.now_us
     key = (payer, TOKEN)
     account = state.accounts.get(key)
     if account is None and not command.may_open:
         raise AccountNotFound(payer)
+    if account is not None:
+        refuse_unusable(account)
     available, held = (account.available, account.held) if account else (moment.rules.welcome_bonus, 0)
     if command.amount > available:
         raise InsufficientFunds(payer, command.amount, available, held)
@@ -67,6 +80,9 @@ def reserve(state: State, command: Reserve, moment: Moment) -> Outcome:
         facts["price_version"] = command.price_version
     if command.reference:
         facts["reference"] = command.reference
+    if account.lots:
+        pins = pick(state, account, command.amount, now_us)
+        facts |= {"pins": pins, "lots": moves((pins, 0, 1))}
     entry = entry_on(
         account,
         "reserve",
@@ -80,7 +96,16 @@ def reserve(state: State, command: Reserve, moment: Moment) -> Outcome:
     return Outcome(state.accounts[key], state.reservations[reservation_key], False)
 
 
-def _reserve_again(state: State, made: Reservation, command: Reserve, now_us: int) -> Outcome:
+def preview(state: State, command: Preview, moment: Moment) -> Outcome:
+    """Tries a Reserve on a copy of the state, and says which lots it would hold of."""
+    trial = state.copy()
+    outcome = reserve(trial, command.reserve, moment)
+    pins = read_pins(outcome.reservation.pins) if outcome.reservation else ()
+    lots = trial.lots.get(command.reserve.payer_account_id, {})
+    return outcome._replace(lots=tuple(lots[lot_id] for lot_id, _ in pins if lot_id != PLAIN))
+
+
+def _reserve_again(state: State, made: Reservation, command: Reserve, moment: Moment) -> Outcome:
     if not made.payer_account_id:
         raise ReservationReleased(made.reservation_id, 0)
     same("account_id", made.account_id, command.account_id)
@@ -89,13 +114,12 @@ def _reserve_again(state: State, made: Reservation, command: Reserve, now_us: in
     same_duration("hold_duration", made.hold_us, command.hold_us)
     same("price_version", made.price_version, command.price_version)
     same("reference", made.reference, command.reference)
-    made = _up_to_date(state, made, now_us)
-    return _outcome(state, made, replayed=True)
+    return _outcome(state, up_to_date(state, made, moment), replayed=True)
 
 
 def commit(state: State, command: Commit, moment: Moment) -> Outcome:
     """Takes held tokens, or late ones from what is available."""
-    found = _find(state, command, moment.now_us)
+    found = _find(state, command, moment)
     if found.state == COMMITTED:
         same("amount", found.commit_amount, command.amount)
         same("allow_late", bool(found.commit_late), command.allow_late)
@@ -109,24 +133,42 @@ def commit(state: State, command: Commit, moment: Moment) -> Outcome:
     amount = open_amount if command.amount is None else command.amount
     if amount > open_amount:
         raise CommitExceedsReservation(found.reservation_id, amount, open_amount)
-    account = state.accounts[found.payer_account_id, TOKEN]
-    if late and amount > account.available:
-        raise InsufficientFunds(account.account_id, amount, account.available, account.held)
     facts: dict[str, Any] = {}
     if command.amount is not None:
         facts["amount"] = command.amount
     if command.allow_late:
         facts["allow_late"] = 1
+    if late:
+        return _commit_late(state, found, command, moment, amount, facts)
+    taken, rest = split(read_pins(found.pins), amount) if found.pins else ((), ())
+    if found.pins:
+        facts |= {"pins": taken, "lots": moves((taken, -1, -1), (rest, 0, -1))}
     return _change(
         state,
         found,
         "commit",
         command.actor,
-        moment.now_us,
+        moment,
         balance_change=-amount,
-        held_change=0 if late else -open_amount,
+        held_change=-open_amount,
         counterparty=REVENUE,
         facts=facts,
+        back=Return(rest, moment.now_us, False),
+    )
+
+
+def _commit_late(
+    state: State, found: Reservation, command: Commit, moment: Moment, amount: int, facts: dict[str, Any]
+) -> Outcome:
+    account = state.accounts[found.payer_account_id, TOKEN]
+    refuse_unusable(account)
+    if amount > account.available:
+        raise InsufficientFunds(account.account_id, amount, account.available, account.held)
+    if account.lots:
+        pins = pick(state, account, amount, moment.now_us)
+        facts |= {"pins": pins, "lots": moves((pins, -1, 0))}
+    return _change(
+        state, found, "commit", command.actor, moment, balance_change=-amount, counterparty=REVENUE, facts=facts
     )
 
 
@@ -142,18 +184,28 @@ def release(state: State, command: Release, moment: Moment) -> Outcome:
         entry = Entry("release", command.actor, "", created_by=created_by, reservation_id=reservation_id)
         apply(state, entry, moment.now_us)
         return Outcome(None, state.reservations[key], False)
-    found = _up_to_date(state, found, moment.now_us)
+    found = up_to_date(state, found, moment)
     if found.state == COMMITTED:
         raise ReservationCommitted(found.reservation_id, found.committed)
     if found.state != HELD:
         # Released or expired: nothing is held any more, which is all that a release wants.
         return _outcome(state, found, replayed=True)
-    return _change(state, found, "release", command.actor, moment.now_us, held_change=-found.held)
+    pins = read_pins(found.pins)
+    return _change(
+        state,
+        found,
+        "release",
+        command.actor,
+        moment,
+        held_change=-found.held,
+        facts=_freed(pins),
+        back=Return(pins, moment.now_us, command.grace),
+    )
 
 
 def refund(state: State, command: Refund, moment: Moment) -> Outcome:
     """Returns committed tokens."""
-    found = _find(state, command, moment.now_us)
+    found = _find(state, command, moment)
     done = state.operations.get((command.created_by, command.reservation_id, command.refund_id))
     if done is not None:
         same("refund_id", f"{done.kind} {command.refund_id}", f"refund {command.refund_id}")
@@ -166,23 +218,31 @@ def refund(state: State, command: Refund, moment: Moment) -> Outcome:
     amount = left if command.amount is None else command.amount
     if amount > left or not left:
         raise RefundExceedsCommitted(found.reservation_id, amount, found.committed, found.refunded)
-    check_balance_limit(state.accounts[found.payer_account_id, TOKEN], amount)
+    account = state.accounts[found.payer_account_id, TOKEN]
+    refuse_closed(account)
+    check_balance_limit(account, amount)
+    facts: dict[str, Any] = {} if command.amount is None else {"amount": command.amount}
+    back: Pins = ()
+    if found.pins:
+        kept, back = split(read_pins(found.pins), left - amount)
+        facts |= {"pins": kept, "lots": moves((back, 1, 0))}
     return _change(
         state,
         found,
         "refund",
         command.actor,
-        moment.now_us,
+        moment,
         balance_change=amount,
         counterparty=REVENUE,
         key=command.refund_id,
-        facts={} if command.amount is None else {"amount": command.amount},
+        facts=facts,
+        back=Return(back, moment.now_us, command.grace),
     )
 
 
 def amend(state: State, command: Amend, moment: Moment) -> Outcome:
     """Lowers a hold, or lets it end later."""
-    found = _find(state, command, moment.now_us)
+    found = _find(state, command, moment)
     done = state.operations.get((command.created_by, command.reservation_id, command.amend_id))
     if done is not None:
         same("amend_id", f"{done.kind} {command.amend_id}", f"amend {command.amend_id}")
@@ -202,53 +262,55 @@ def amend(state: State, command: Amend, moment: Moment) -> Outcome:
         facts["amount"] = command.amount
     if command.hold_us is not None:
         facts["hold_us"] = command.hold_us
+    back: Pins = ()
+    if found.pins:
+        kept, back = split(read_pins(found.pins), amount)
+        facts |= {"pins": kept, "lots": moves((back, 0, -1))}
     return _change(
         state,
         found,
         "amend",
         command.actor,
-        moment.now_us,
+        moment,
         held_change=amount - found.held,
         key=command.amend_id,
         facts=facts,
+        back=Return(back, moment.now_us, False),
     )
-
-
-def sweep(state: State, command: Sweep, _moment: Moment) -> Outcome:
-    """Does nothing more than any command on the account: what is due was expired when the account was loaded."""
-    return Outcome(state.accounts.get((command.account_id, TOKEN)), None, True)
-
-
-def expire_due(state: State, now_us: int) -> None:
-    """Expires every loaded hold that is due, in the order in which they ended."""
-    due = [reservation for reservation in state.reservations.values() if _is_due(reservation, now_us)]
-    for reservation in sorted(due, key=lambda one: (one.expire_time_us, one.revision)):
-        _up_to_date(state, reservation, now_us)
 
 
 def as_of(reservation: Reservation, now_us: int) -> Reservation:
     """How a stored reservation reads at an instant: held no longer once its time has passed."""
-    if not _is_due(reservation, now_us):
+    if not is_due(reservation, now_us):
         return reservation
-    return reservation._replace(state=EXPIRED, expired=reservation.held)
+    return reservation._replace(state=EXPIRED, expired=reservation.held, pins="")
 
 
-def _find(state: State, command: OnReservation, now_us: int) -> Reservation:
-    found = state.reservations.get((command.created_by, command.reservation_id))
-    if found is None:
-        raise ReservationNotFound(command.reservation_id)
-    return _up_to_date(state, found, now_us)
-
-
-def _is_due(reservation: Reservation, now_us: int) -> bool:
+def is_due(reservation: Reservation, now_us: int) -> bool:
+    """Whether it reads as held although its time has passed."""
     return reservation.state == HELD and reservation.expire_time_us <= now_us
 
 
-def _up_to_date(state: State, found: Reservation, now_us: int) -> Reservation:
-    if not _is_due(found, now_us):
+def up_to_date(state: State, found: Reservation, moment: Moment) -> Reservation:
+    """The reservation, expired if it is due: its tokens come back at its expire_time, by our failure."""
+    if not is_due(found, moment.now_us):
         return found
-    _change(state, found, "expire", WALLET, now_us, held_change=-found.held)
+    pins = read_pins(found.pins)
+    back = Return(pins, found.expire_time_us, True)
+    _change(state, found, "expire", WALLET, moment, held_change=-found.held, facts=_freed(pins), back=back)
     return state.reservations[found.created_by, found.reservation_id]
+
+
+def _freed(pins: Pins) -> Mapping[str, Any]:
+    """The facts of an entry that gives all pins back."""
+    return {"pins": [], "lots": moves((pins, 0, -1))} if pins else NO_FACTS
+
+
+def _find(state: State, command: OnReservation, moment: Moment) -> Reservation:
+    found = state.reservations.get((command.created_by, command.reservation_id))
+    if found is None:
+        raise ReservationNotFound(command.reservation_id)
+    return up_to_date(state, found, moment)
 
 
 def _require(found: Reservation, wanted: ReservationState) -> None:
@@ -266,15 +328,16 @@ def _change(
     found: Reservation,
     kind: str,
     actor: str,
-    now_us: int,
+    moment: Moment,
     *,
     balance_change: int = 0,
     held_change: int = 0,
     counterparty: str = "",
     key: str = "",
     facts: Mapping[str, Any] = NO_FACTS,
+    back: Return | None = None,
 ) -> Outcome:
-    """Makes the entry that changes a reservation and its payer's account, and applies it."""
+    """Makes the entry that changes a reservation and its payer's account, and deals with what it brings back."""
     entry = entry_on(
         state.accounts[found.payer_account_id, TOKEN],
         kind,
@@ -287,7 +350,9 @@ def _change(
         key=key,
         facts=facts,
     )
-    apply(state, entry, now_us)
+    apply(state, entry, moment.now_us)
+    if back is not None and back.pins:
+        come_back(state, found.payer_account_id, back, moment)
     return _outcome(state, state.reservations[found.created_by, found.reservation_id], replayed=False)
 
 

@@ -22,8 +22,15 @@ class WalletSettings(ServerSettings):
     token_scale: int = Field(
         0, ge=0, le=9, description="Decimal places of a token; fixed by the first start of the ledger."
     )
+    grace_seconds: int = Field(
+        7 * 24 * 3600,
+        ge=0,
+        le=400 * 24 * 3600,
+        description="How long expired tokens live on that come back because work failed, in seconds; 0: not at all.",
+    )
     expiry_interval_seconds: float = Field(1.0, gt=0, description="How often overdue holds are looked for, in seconds.")
 
     def rules(self) -> Rules:
         """The economy's numbers."""
-        return Rules(welcome_bonus=self.welcome_bonus, token_scale=self.token_scale)
+        grace_us = self.grace_seconds * 1_000_000
+        return Rules(welcome_bonus=self.welcome_bonus, token_scale=self.token_scale, grace_us=grace_us)

@@ -4,7 +4,9 @@ import json
 from typing import Any, TypeVar
 
 from services.chassis import journal
-from services.wallet.journal_entry import Account, Entry, Reservation
+from services.chassis.database import Rows
+from services.wallet.holdings import Account, GrantRecord, Lot, Reservation, State
+from services.wallet.journal_entry import Entry
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -27,7 +29,16 @@ def changes(loaded: dict[K, V], now: dict[K, V]) -> tuple[list[V], list[V]]:
 
 def account_update(account: Account) -> tuple[object, ...]:
     """The parameters of `update_account`."""
-    return (account.account_id, account.asset, account.balance, account.held, account.due_time_us, account.revision)
+    return (
+        account.account_id,
+        account.asset,
+        account.balance,
+        account.held,
+        account.due_time_us,
+        account.revision,
+        account.state,
+        account.lots,
+    )
 
 
 def reservation_update(each: Reservation) -> tuple[object, ...]:
@@ -44,7 +55,46 @@ def reservation_update(each: Reservation) -> tuple[object, ...]:
         each.commit_amount,
         each.commit_late,
         each.revision,
+        each.pins,
     )
+
+
+def lot_update(lot: Lot) -> tuple[object, ...]:
+    """The parameters of `update_lot`."""
+    return (lot.lot_id, lot.expire_time_us, lot.remaining, lot.held, lot.revoked, lot.revision)
+
+
+def grant_update(record: GrantRecord) -> tuple[object, ...]:
+    """The parameters of `update_grant`."""
+    return (record.created_by, record.grant_id, record.revoked, record.revision)
+
+
+def statements(loaded: State, state: State) -> list[tuple[str, Rows]]:
+    """What writes all that differs from what was loaded, but for the journal."""
+    accounts, changed_accounts = changes(loaded.accounts, state.accounts)
+    reservations, changed_reservations = changes(loaded.reservations, state.reservations)
+    written: list[tuple[str, Rows]] = [
+        ("insert_account", accounts),
+        ("update_account", [account_update(account) for account in changed_accounts]),
+        ("insert_reservation", reservations),
+        ("update_reservation", [reservation_update(each) for each in changed_reservations]),
+        ("move_system_account", [(*key, change) for key, change in state.system.items() if change]),
+    ]
+    if state.lots:
+        lots, changed_lots = changes(_by_id(loaded), _by_id(state))
+        written += [("insert_lot", lots), ("update_lot", [lot_update(lot) for lot in changed_lots])]
+    if state.grants:
+        grants, changed_grants = changes(loaded.grants, state.grants)
+        written += [("insert_grant", grants), ("update_grant", [grant_update(record) for record in changed_grants])]
+    if state.operations:
+        written.append(("insert_operation", changes(loaded.operations, state.operations)[0]))
+    if state.changes:
+        written.append(("insert_account_change", changes(loaded.changes, state.changes)[0]))
+    return written
+
+
+def _by_id(state: State) -> dict[int, Lot]:
+    return {lot_id: lot for lots in state.lots.values() for lot_id, lot in lots.items()}
 
 
 def journal_entry(entry: Entry) -> journal.Entry:

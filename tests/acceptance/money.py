@@ -18,7 +18,8 @@ import asyncpg
 
 from sandbox.stack import Stack
 from services.chassis import journal
-from services.wallet.journal_entry import Account, Reservation, ReservationState, State, apply
+from services.wallet.holdings import Account, Reservation, ReservationState, State
+from services.wallet.journal_entry import apply
 from services.wallet.store_rows import entry_of
 from tests.acceptance.stacks import books, database_urls
 

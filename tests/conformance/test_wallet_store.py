@@ -15,7 +15,6 @@ import pytest
 from services.chassis import journal
 from services.chassis.database import Database, Row, Transaction
 from services.chassis.group_commit import GroupCommitter
-from services.wallet.account import ISSUED_MAX
 from services.wallet.commands import (
     Amend,
     Command,
@@ -29,7 +28,9 @@ from services.wallet.commands import (
     Sweep,
 )
 from services.wallet.economy import Rules
-from services.wallet.journal_entry import Account, State, apply
+from services.wallet.grant import ISSUED_MAX
+from services.wallet.holdings import Account, State
+from services.wallet.journal_entry import apply
 from services.wallet.store import Store
 from services.wallet.store_rows import entry_of
 from tests.databases import opened
@@ -400,7 +401,7 @@ async def test_a_reservation_that_another_replica_makes_while_its_group_is_loade
         async with database.transaction() as tx:
             await journal.open_head(tx, "test", 1)
         other = Store(database, Rules())
-        raced = Interposed(database, "load_accounts", lambda: other.run_group([reserve("r1", 3)]))
+        raced = Interposed(database, "load_reservations", lambda: other.run_group([reserve("r1", 3)]))
 
         results = await Store(raced, Rules()).run_group([command])  # type: ignore[arg-type]
 

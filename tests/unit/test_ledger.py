@@ -22,8 +22,9 @@ from services.wallet.commands import (
 )
 from services.wallet.economy import Rules
 from services.wallet.errors import Refusal
-from services.wallet.journal_entry import ISSUE, REVENUE, TOKEN, State, apply, entry_on
-from services.wallet.reservation import expire_due
+from services.wallet.holdings import ISSUE, REVENUE, TOKEN, State
+from services.wallet.journal_entry import apply, entry_on
+from services.wallet.sweep import end_due
 from tests.wallet_model import WalletModel, word
 
 SECOND_US = 1_000_000
@@ -47,9 +48,13 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         self.times: list[int] = []
         self.now_us = 1_000 * SECOND_US
 
+    def end_due(self) -> None:
+        accounts = [account_id for account_id, _ in self.state.accounts]
+        end_due(self.state, accounts, Moment(self.now_us, self.economy), self.now_us + 1)
+
     def ask(self, command: Command) -> None:
         """Both must come to the same word; a refusal must leave the ledger as it was."""
-        expire_due(self.state, self.now_us)
+        self.end_due()
         before = (dict(self.state.accounts), dict(self.state.reservations), len(self.state.entries))
         result: Outcome | Refusal
         try:
@@ -65,7 +70,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.now_us += seconds * SECOND_US
         self.model.pass_time(self.now_us)
-        expire_due(self.state, self.now_us)
+        self.end_due()
         self.times += [self.now_us] * (len(self.state.entries) - len(self.times))
 
     @rule(account_id=ACCOUNTS)
@@ -251,7 +256,7 @@ def test_a_late_commit_takes_nothing_that_is_held_for_other_work() -> None:
     """What expired was free again and may be held by another reservation: that one's tokens are not taken."""
     state = held(5)
     late = Moment(NOW_US + 61 * SECOND_US, MOMENT.rules)
-    expire_due(state, late.now_us)
+    end_due(state, ["alice"], late, late.now_us + 1)
     ledger.decide(state, reserve(8, reservation_id="job-2"), late)
     before = (dict(state.accounts), dict(state.reservations))
 

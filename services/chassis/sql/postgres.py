@@ -52,8 +52,14 @@ class _PostgresTransaction(Transaction):
     async def run_all(self, statements: Sequence[tuple[str, Rows]], /) -> None:
         for name, rows in statements:
             statement = self._statements[name]
-            if rows:
-                await self.call(self._connection.executemany, statement.sql, statement.tuples(rows))
+            if not rows:
+                continue
+            tuples = statement.tuples(rows)
+            if statement.takes_columns:
+                columns = [list(column) for column in zip(*tuples, strict=True)]
+                await self.call(self._connection.execute, statement.sql, *columns)
+            else:
+                await self.call(self._connection.executemany, statement.sql, tuples)
 
     async def now_us(self) -> int:
         (row,) = await self.rows("clock_us")
@@ -136,6 +142,10 @@ class PostgresDatabase(Database):
             await asyncio.shield(self._undone(connection))
             raise
         await self._pool.release(connection)
+
+    async def problem(self) -> str | None:
+        """None: a damaged page is told by the statement that reads it."""
+        return None
 
     async def close(self) -> None:
         """Waits for the connections that are in use, then closes all."""

@@ -22,7 +22,10 @@ UPDATE journal_head SET revision = :revision, hash = :hash, time_us = :time_us W
 
 -- name: journal_append(revision, time_us, kind, actor, subject, previous, body, hash)!
 INSERT INTO journal (revision, time_us, kind, actor, subject, previous, body, hash)
-VALUES (:revision, :time_us, :kind, :actor, :subject, :previous, :body, :hash);
+SELECT * FROM unnest(
+    :revision::bigint[], :time_us::bigint[], :kind::text[], :actor::text[], :subject::text[], :previous::bigint[],
+    :body::text[], :hash::text[]
+);
 
 -- name: journal_after(revision, count)
 SELECT revision, time_us, kind, actor, subject, previous, body, hash FROM journal

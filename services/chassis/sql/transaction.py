@@ -31,10 +31,14 @@ class Row(Protocol):
 
 
 class Statement(NamedTuple):
-    """SQL with numbered placeholders; `parameters` are in the order of its name line."""
+    """SQL with numbered placeholders; `parameters` are in the order of its name line.
+
+    `takes_columns`: it is written once for many rows, each parameter being an array with a value per row (`unnest`).
+    """
 
     sql: str
     parameters: tuple[str, ...]
+    takes_columns: bool = False
 
     def arguments(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
         """The values in order; raises TypeError unless exactly the declared parameters are given."""
@@ -67,7 +71,8 @@ def load_statements(folders: Sequence[Path], dialect: str) -> dict[str, Statemen
                 continue
             if name in statements:
                 raise ValueError(f"two statements are named {name}")
-            statements[name] = Statement(_numbered(query.sql, query.parameters, mark), tuple(query.parameters))
+            sql = _numbered(query.sql, query.parameters, mark)
+            statements[name] = Statement(sql, tuple(query.parameters), "unnest(" in sql)
     return statements
 
 
@@ -141,6 +146,13 @@ class Database(ABC):
     @abstractmethod
     def reading(self) -> AbstractAsyncContextManager[Transaction]:
         """Reads of one consistent snapshot, beside whatever is written meanwhile."""
+
+    @abstractmethod
+    async def problem(self) -> str | None:
+        """What the database itself finds wrong with its files, reading all of them; None when nothing.
+
+        PostgreSQL has no such check that an ordinary role may ask for: its page checksums speak up when a page is read.
+        """
 
     @abstractmethod
     async def close(self) -> None:

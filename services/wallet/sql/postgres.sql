@@ -38,6 +38,17 @@ JOIN grants g ON g.created_by = k.value ->> 0 AND g.grant_id = k.value ->> 1;
 SELECT o.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
 JOIN operations o ON o.created_by = k.value ->> 0 AND o.reservation_id = k.value ->> 1 AND o.operation_id = k.value ->> 2;
 
+-- name: load_account_changes(keys)
+SELECT c.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN account_changes c ON c.created_by = k.value ->> 0 AND c.change_id = k.value ->> 1;
+
+-- name: load_lots(account_ids, lot_ids, keys)
+-- The lots with tokens left of some accounts, some by id, and those of some grants. Their accounts are locked, and so are they.
+SELECT * FROM lots WHERE remaining > 0 AND account_id IN (SELECT jsonb_array_elements_text(:account_ids::jsonb))
+UNION SELECT * FROM lots WHERE lot_id IN (SELECT jsonb_array_elements_text(:lot_ids::jsonb)::bigint)
+UNION SELECT l.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN lots l ON l.created_by = k.value ->> 0 AND l.grant_id = k.value ->> 1;
+
 -- name: load_issued()
 -- What was ever granted; it stands still while the head of the journal is locked.
 SELECT -balance AS issued FROM system_accounts WHERE account_id = '@issue' AND asset = 'TOKEN';
@@ -59,40 +70,123 @@ WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us <= :now_us
 -- name: get_reservation(created_by, reservation_id)
 SELECT * FROM reservations WHERE created_by = :created_by AND reservation_id = :reservation_id;
 
+-- name: list_due_reservations(account_id, now_us, after_us, after_revision, limit)
+-- As load_due_reservations, page by page and without a lock.
+SELECT * FROM reservations
+WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us <= :now_us
+    AND (expire_time_us, revision) > (:after_us, :after_revision)
+ORDER BY expire_time_us, revision LIMIT :limit::bigint;
+
+-- name: list_lots(account_id)
+SELECT * FROM lots WHERE remaining > 0 AND account_id = :account_id;
+
+-- name: list_open_reservations(account_id, after_us, after_created_by, after_reservation_id, limit)
+-- The open reservations that an account pays for, behind one of them.
+SELECT * FROM reservations
+WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us >= :after_us
+    AND (expire_time_us, created_by, reservation_id) > (:after_us, :after_created_by, :after_reservation_id)
+ORDER BY expire_time_us, created_by, reservation_id LIMIT :limit::bigint;
+
+-- name: get_row_at(revision, time_us)
+-- The last row of an account's history that is not after an instant: a walk back from its newest.
+WITH RECURSIVE walk AS (
+    SELECT revision, previous, time_us FROM journal WHERE revision = :revision
+    UNION ALL
+    SELECT j.revision, j.previous, j.time_us FROM walk JOIN journal j ON j.revision = walk.previous
+    WHERE walk.time_us > :time_us
+)
+SELECT j.revision, j.time_us, j.kind, j.actor, j.subject, j.previous, j.body, j.hash
+FROM walk JOIN journal j ON j.revision = walk.revision WHERE walk.time_us <= :time_us;
+
 -- name: list_due_accounts(now_us, limit)
 SELECT account_id FROM accounts WHERE due_time_us <= :now_us ORDER BY due_time_us LIMIT :limit::bigint;
 
--- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision)!
+-- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots)!
 -- No upsert: when two replicas open one account, the second must fail here and run its group again.
-INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision)
-VALUES (:account_id, :asset, :balance, :held, :due_time_us, :create_time_us, :revision);
-
--- name: update_account(account_id, asset, balance, held, due_time_us, revision)!
-UPDATE accounts SET balance = :balance, held = :held, due_time_us = :due_time_us, revision = :revision
-WHERE account_id = :account_id AND asset = :asset;
-
--- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision)!
-INSERT INTO reservations (
-    created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded,
-    hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision
-) VALUES (
-    :created_by, :reservation_id, :account_id, :payer_account_id, :state, :reserved, :committed, :released, :expired, :refunded,
-    :hold_us, :expire_time_us, :create_time_us, :price_version, :reference, :commit_amount, :commit_late, :revision
+INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots)
+SELECT * FROM unnest(
+    :account_id::text[], :asset::text[], :balance::bigint[], :held::bigint[], :due_time_us::bigint[],
+    :create_time_us::bigint[], :revision::bigint[], :state::bigint[], :lots::bigint[]
 );
 
--- name: update_reservation(created_by, reservation_id, state, committed, released, expired, refunded, expire_time_us, commit_amount, commit_late, revision)!
-UPDATE reservations SET
-    state = :state, committed = :committed, released = :released, expired = :expired, refunded = :refunded,
-    expire_time_us = :expire_time_us, commit_amount = :commit_amount, commit_late = :commit_late, revision = :revision
-WHERE created_by = :created_by AND reservation_id = :reservation_id;
+-- name: update_account(account_id, asset, balance, held, due_time_us, revision, state, lots)!
+UPDATE accounts AS t SET balance = n.balance, held = n.held, due_time_us = n.due_time_us, revision = n.revision,
+    state = n.state, lots = n.lots
+FROM unnest(
+    :account_id::text[], :asset::text[], :balance::bigint[], :held::bigint[], :due_time_us::bigint[],
+    :revision::bigint[], :state::bigint[], :lots::bigint[]
+) AS n(account_id, asset, balance, held, due_time_us, revision, state, lots)
+WHERE t.account_id = n.account_id AND t.asset = n.asset;
 
--- name: insert_grant(created_by, grant_id, account_id, asset, amount, reference, revision)!
-INSERT INTO grants (created_by, grant_id, account_id, asset, amount, reference, revision)
-VALUES (:created_by, :grant_id, :account_id, :asset, :amount, :reference, :revision);
+-- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision, pins)!
+INSERT INTO reservations (created_by, reservation_id, account_id, payer_account_id, state, reserved, committed,
+    released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount,
+    commit_late, revision, pins)
+SELECT * FROM unnest(
+    :created_by::text[], :reservation_id::text[], :account_id::text[], :payer_account_id::text[], :state::bigint[],
+    :reserved::bigint[], :committed::bigint[], :released::bigint[], :expired::bigint[], :refunded::bigint[],
+    :hold_us::bigint[], :expire_time_us::bigint[], :create_time_us::bigint[], :price_version::text[],
+    :reference::text[], :commit_amount::bigint[], :commit_late::bigint[], :revision::bigint[], :pins::text[]
+);
+
+-- name: update_reservation(created_by, reservation_id, state, committed, released, expired, refunded, expire_time_us, commit_amount, commit_late, revision, pins)!
+UPDATE reservations AS t SET state = n.state, committed = n.committed, released = n.released, expired = n.expired,
+    refunded = n.refunded, expire_time_us = n.expire_time_us, commit_amount = n.commit_amount,
+    commit_late = n.commit_late, revision = n.revision, pins = n.pins
+FROM unnest(
+    :created_by::text[], :reservation_id::text[], :state::bigint[], :committed::bigint[], :released::bigint[],
+    :expired::bigint[], :refunded::bigint[], :expire_time_us::bigint[], :commit_amount::bigint[],
+    :commit_late::bigint[], :revision::bigint[], :pins::text[]
+) AS n(created_by, reservation_id, state, committed, released, expired, refunded, expire_time_us, commit_amount,
+    commit_late, revision, pins)
+WHERE t.created_by = n.created_by AND t.reservation_id = n.reservation_id;
+
+-- name: insert_lot(lot_id, account_id, asset, created_by, grant_id, priority, expire_time_us, granted, remaining, held, grace, revoked, revision)!
+INSERT INTO lots (lot_id, account_id, asset, created_by, grant_id, priority, expire_time_us, granted, remaining,
+    held, grace, revoked, revision)
+SELECT * FROM unnest(
+    :lot_id::bigint[], :account_id::text[], :asset::text[], :created_by::text[], :grant_id::text[],
+    :priority::bigint[], :expire_time_us::bigint[], :granted::bigint[], :remaining::bigint[], :held::bigint[],
+    :grace::bigint[], :revoked::bigint[], :revision::bigint[]
+);
+
+-- name: update_lot(lot_id, expire_time_us, remaining, held, revoked, revision)!
+UPDATE lots AS t SET expire_time_us = n.expire_time_us, remaining = n.remaining, held = n.held, revoked = n.revoked,
+    revision = n.revision
+FROM unnest(
+    :lot_id::bigint[], :expire_time_us::bigint[], :remaining::bigint[], :held::bigint[], :revoked::bigint[],
+    :revision::bigint[]
+) AS n(lot_id, expire_time_us, remaining, held, revoked, revision)
+WHERE t.lot_id = n.lot_id;
+
+-- name: insert_grant(created_by, grant_id, account_id, asset, amount, reference, revision, lifetime_us, priority, revoked)!
+INSERT INTO grants (created_by, grant_id, account_id, asset, amount, reference, revision, lifetime_us, priority,
+    revoked)
+SELECT * FROM unnest(
+    :created_by::text[], :grant_id::text[], :account_id::text[], :asset::text[], :amount::bigint[],
+    :reference::text[], :revision::bigint[], :lifetime_us::bigint[], :priority::bigint[], :revoked::bigint[]
+);
+
+-- name: update_grant(created_by, grant_id, revoked, revision)!
+UPDATE grants AS t SET revoked = n.revoked, revision = n.revision
+FROM unnest(
+    :created_by::text[], :grant_id::text[], :revoked::bigint[], :revision::bigint[]
+) AS n(created_by, grant_id, revoked, revision)
+WHERE t.created_by = n.created_by AND t.grant_id = n.grant_id;
 
 -- name: insert_operation(created_by, reservation_id, operation_id, kind, amount, hold_us, revision)!
 INSERT INTO operations (created_by, reservation_id, operation_id, kind, amount, hold_us, revision)
-VALUES (:created_by, :reservation_id, :operation_id, :kind, :amount, :hold_us, :revision);
+SELECT * FROM unnest(
+    :created_by::text[], :reservation_id::text[], :operation_id::text[], :kind::text[], :amount::bigint[],
+    :hold_us::bigint[], :revision::bigint[]
+);
+
+-- name: insert_account_change(created_by, change_id, account_id, kind, forfeit, reference, revision)!
+INSERT INTO account_changes (created_by, change_id, account_id, kind, forfeit, reference, revision)
+SELECT * FROM unnest(
+    :created_by::text[], :change_id::text[], :account_id::text[], :kind::text[], :forfeit::bigint[],
+    :reference::text[], :revision::bigint[]
+);
 
 -- name: move_system_account(account_id, asset, change)!
 INSERT INTO system_accounts (account_id, asset, balance) VALUES (:account_id, :asset, :change)
@@ -103,3 +197,89 @@ ON CONFLICT (account_id, asset) DO UPDATE SET balance = system_accounts.balance 
 SELECT asset, sum(balance)::bigint AS balance FROM (
     SELECT asset, balance FROM accounts UNION ALL SELECT asset, balance FROM system_accounts
 ) AS everybody GROUP BY asset;
+
+-- What an audit asks. A page is walked by key, and takes no lock.
+
+-- name: page_accounts(after_a, after_b, limit)
+SELECT * FROM accounts WHERE (account_id, asset) > (:after_a, :after_b) ORDER BY account_id, asset LIMIT :limit::bigint;
+
+-- name: find_accounts(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN accounts t ON t.account_id = k.value ->> 0 AND t.asset = k.value ->> 1;
+
+-- name: count_accounts()
+SELECT count(*) AS count FROM accounts;
+
+-- name: page_reservations(after_a, after_b, limit)
+SELECT * FROM reservations WHERE (created_by, reservation_id) > (:after_a, :after_b) ORDER BY created_by, reservation_id LIMIT :limit::bigint;
+
+-- name: find_reservations(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN reservations t ON t.created_by = k.value ->> 0 AND t.reservation_id = k.value ->> 1;
+
+-- name: count_reservations()
+SELECT count(*) AS count FROM reservations;
+
+-- name: page_lots(after_a, limit)
+SELECT * FROM lots WHERE lot_id > :after_a ORDER BY lot_id LIMIT :limit::bigint;
+
+-- name: find_lots(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN lots t ON t.lot_id = (k.value ->> 0)::bigint;
+
+-- name: count_lots()
+SELECT count(*) AS count FROM lots;
+
+-- name: page_grants(after_a, after_b, limit)
+SELECT * FROM grants WHERE (created_by, grant_id) > (:after_a, :after_b) ORDER BY created_by, grant_id LIMIT :limit::bigint;
+
+-- name: find_grants(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN grants t ON t.created_by = k.value ->> 0 AND t.grant_id = k.value ->> 1;
+
+-- name: count_grants()
+SELECT count(*) AS count FROM grants;
+
+-- name: page_operations(after_a, after_b, after_c, limit)
+SELECT * FROM operations WHERE (created_by, reservation_id, operation_id) > (:after_a, :after_b, :after_c) ORDER BY created_by, reservation_id, operation_id LIMIT :limit::bigint;
+
+-- name: find_operations(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN operations t ON t.created_by = k.value ->> 0 AND t.reservation_id = k.value ->> 1 AND t.operation_id = k.value ->> 2;
+
+-- name: count_operations()
+SELECT count(*) AS count FROM operations;
+
+-- name: page_account_changes(after_a, after_b, limit)
+SELECT * FROM account_changes WHERE (created_by, change_id) > (:after_a, :after_b) ORDER BY created_by, change_id LIMIT :limit::bigint;
+
+-- name: find_account_changes(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN account_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
+
+-- name: count_account_changes()
+SELECT count(*) AS count FROM account_changes;
+
+-- name: list_system_accounts()
+SELECT account_id, asset, balance FROM system_accounts;
+
+-- name: check_holds()
+-- An account whose held tokens are not the sum of its open reservations: what they should be, and what they are.
+SELECT a.account_id, a.revision, coalesce(h.held, 0) AS expected, a.held AS found FROM accounts a
+LEFT JOIN (
+    SELECT payer_account_id, sum(reserved - released)::bigint AS held FROM reservations WHERE state = 1 GROUP BY payer_account_id
+) h ON h.payer_account_id = a.account_id
+WHERE a.held <> coalesce(h.held, 0) LIMIT 1;
+
+-- name: check_lots()
+-- An account that has less than its lots, or another number of them.
+SELECT a.account_id, a.revision, l.remaining AS expected, a.balance AS found FROM accounts a
+JOIN (
+    SELECT account_id, sum(remaining)::bigint AS remaining, sum(held)::bigint AS held, count(*) AS lots
+    FROM lots WHERE remaining > 0 GROUP BY account_id
+) l ON l.account_id = a.account_id
+WHERE l.remaining > a.balance OR l.held > a.held OR l.lots <> a.lots OR a.balance - l.remaining < a.held - l.held LIMIT 1;
+
+-- name: check_due()
+-- An account of which something ends before it is due: nobody would notice in time.
+SELECT a.account_id, a.revision, d.ends_us AS expected, coalesce(a.due_time_us, 0) AS found FROM accounts a
+JOIN (
+    SELECT payer_account_id AS account_id, min(expire_time_us) AS ends_us FROM reservations WHERE state = 1 GROUP BY payer_account_id
+    UNION ALL
+    SELECT account_id, min(expire_time_us) FROM lots WHERE remaining > held AND expire_time_us IS NOT NULL GROUP BY account_id
+) d ON d.account_id = a.account_id
+WHERE a.due_time_us IS NULL OR a.due_time_us > d.ends_us LIMIT 1;

@@ -35,6 +35,17 @@ CROSS JOIN grants g ON g.created_by = k.value ->> 0 AND g.grant_id = k.value ->>
 SELECT o.* FROM json_each(:keys) k
 CROSS JOIN operations o ON o.created_by = k.value ->> 0 AND o.reservation_id = k.value ->> 1 AND o.operation_id = k.value ->> 2;
 
+-- name: load_account_changes(keys)
+SELECT c.* FROM json_each(:keys) k
+CROSS JOIN account_changes c ON c.created_by = k.value ->> 0 AND c.change_id = k.value ->> 1;
+
+-- name: load_lots(account_ids, lot_ids, keys)
+-- The lots with tokens left of some accounts, some by id, and those of some grants. Their accounts are locked, and so are they.
+SELECT * FROM lots WHERE remaining > 0 AND account_id IN (SELECT value FROM json_each(:account_ids))
+UNION SELECT * FROM lots WHERE lot_id IN (SELECT value FROM json_each(:lot_ids))
+UNION SELECT l.* FROM json_each(:keys) k
+CROSS JOIN lots l ON l.created_by = k.value ->> 0 AND l.grant_id = k.value ->> 1;
+
 -- name: load_issued()
 -- What was ever granted; it stands still while the head of the journal is locked.
 SELECT -balance AS issued FROM system_accounts WHERE account_id = '@issue' AND asset = 'TOKEN';
@@ -56,40 +67,88 @@ WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us <= :now_us
 -- name: get_reservation(created_by, reservation_id)
 SELECT * FROM reservations WHERE created_by = :created_by AND reservation_id = :reservation_id;
 
+-- name: list_due_reservations(account_id, now_us, after_us, after_revision, limit)
+-- As load_due_reservations, page by page and without a lock.
+SELECT * FROM reservations
+WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us <= :now_us
+    AND (expire_time_us, revision) > (:after_us, :after_revision)
+ORDER BY expire_time_us, revision LIMIT :limit;
+
+-- name: list_lots(account_id)
+SELECT * FROM lots WHERE remaining > 0 AND account_id = :account_id;
+
+-- name: list_open_reservations(account_id, after_us, after_created_by, after_reservation_id, limit)
+-- The open reservations that an account pays for, behind one of them.
+SELECT * FROM reservations
+WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us >= :after_us
+    AND (expire_time_us, created_by, reservation_id) > (:after_us, :after_created_by, :after_reservation_id)
+ORDER BY expire_time_us, created_by, reservation_id LIMIT :limit;
+
+-- name: get_row_at(revision, time_us)
+-- The last row of an account's history that is not after an instant: a walk back from its newest.
+WITH RECURSIVE walk AS (
+    SELECT revision, previous, time_us FROM journal WHERE revision = :revision
+    UNION ALL
+    SELECT j.revision, j.previous, j.time_us FROM walk JOIN journal j ON j.revision = walk.previous
+    WHERE walk.time_us > :time_us
+)
+SELECT j.revision, j.time_us, j.kind, j.actor, j.subject, j.previous, j.body, j.hash
+FROM walk JOIN journal j ON j.revision = walk.revision WHERE walk.time_us <= :time_us;
+
 -- name: list_due_accounts(now_us, limit)
 SELECT account_id FROM accounts WHERE due_time_us <= :now_us ORDER BY due_time_us LIMIT :limit;
 
--- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision)!
+-- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots)!
 -- No upsert: when two replicas open one account, the second must fail here and run its group again.
-INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision)
-VALUES (:account_id, :asset, :balance, :held, :due_time_us, :create_time_us, :revision);
+INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots)
+VALUES (:account_id, :asset, :balance, :held, :due_time_us, :create_time_us, :revision, :state, :lots);
 
--- name: update_account(account_id, asset, balance, held, due_time_us, revision)!
-UPDATE accounts SET balance = :balance, held = :held, due_time_us = :due_time_us, revision = :revision
+-- name: update_account(account_id, asset, balance, held, due_time_us, revision, state, lots)!
+UPDATE accounts SET balance = :balance, held = :held, due_time_us = :due_time_us, revision = :revision,
+    state = :state, lots = :lots
 WHERE account_id = :account_id AND asset = :asset;
 
--- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision)!
-INSERT INTO reservations (
-    created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded,
-    hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision
-) VALUES (
-    :created_by, :reservation_id, :account_id, :payer_account_id, :state, :reserved, :committed, :released, :expired, :refunded,
-    :hold_us, :expire_time_us, :create_time_us, :price_version, :reference, :commit_amount, :commit_late, :revision
-);
+-- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision, pins)!
+INSERT INTO reservations (created_by, reservation_id, account_id, payer_account_id, state, reserved, committed,
+    released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount,
+    commit_late, revision, pins)
+VALUES (:created_by, :reservation_id, :account_id, :payer_account_id, :state, :reserved, :committed, :released,
+    :expired, :refunded, :hold_us, :expire_time_us, :create_time_us, :price_version, :reference, :commit_amount,
+    :commit_late, :revision, :pins);
 
--- name: update_reservation(created_by, reservation_id, state, committed, released, expired, refunded, expire_time_us, commit_amount, commit_late, revision)!
-UPDATE reservations SET
-    state = :state, committed = :committed, released = :released, expired = :expired, refunded = :refunded,
-    expire_time_us = :expire_time_us, commit_amount = :commit_amount, commit_late = :commit_late, revision = :revision
+-- name: update_reservation(created_by, reservation_id, state, committed, released, expired, refunded, expire_time_us, commit_amount, commit_late, revision, pins)!
+UPDATE reservations SET state = :state, committed = :committed, released = :released, expired = :expired,
+    refunded = :refunded, expire_time_us = :expire_time_us, commit_amount = :commit_amount,
+    commit_late = :commit_late, revision = :revision, pins = :pins
 WHERE created_by = :created_by AND reservation_id = :reservation_id;
 
--- name: insert_grant(created_by, grant_id, account_id, asset, amount, reference, revision)!
-INSERT INTO grants (created_by, grant_id, account_id, asset, amount, reference, revision)
-VALUES (:created_by, :grant_id, :account_id, :asset, :amount, :reference, :revision);
+-- name: insert_lot(lot_id, account_id, asset, created_by, grant_id, priority, expire_time_us, granted, remaining, held, grace, revoked, revision)!
+INSERT INTO lots (lot_id, account_id, asset, created_by, grant_id, priority, expire_time_us, granted, remaining,
+    held, grace, revoked, revision)
+VALUES (:lot_id, :account_id, :asset, :created_by, :grant_id, :priority, :expire_time_us, :granted, :remaining,
+    :held, :grace, :revoked, :revision);
+
+-- name: update_lot(lot_id, expire_time_us, remaining, held, revoked, revision)!
+UPDATE lots SET expire_time_us = :expire_time_us, remaining = :remaining, held = :held, revoked = :revoked,
+    revision = :revision
+WHERE lot_id = :lot_id;
+
+-- name: insert_grant(created_by, grant_id, account_id, asset, amount, reference, revision, lifetime_us, priority, revoked)!
+INSERT INTO grants (created_by, grant_id, account_id, asset, amount, reference, revision, lifetime_us, priority,
+    revoked)
+VALUES (:created_by, :grant_id, :account_id, :asset, :amount, :reference, :revision, :lifetime_us, :priority, :revoked);
+
+-- name: update_grant(created_by, grant_id, revoked, revision)!
+UPDATE grants SET revoked = :revoked, revision = :revision
+WHERE created_by = :created_by AND grant_id = :grant_id;
 
 -- name: insert_operation(created_by, reservation_id, operation_id, kind, amount, hold_us, revision)!
 INSERT INTO operations (created_by, reservation_id, operation_id, kind, amount, hold_us, revision)
 VALUES (:created_by, :reservation_id, :operation_id, :kind, :amount, :hold_us, :revision);
+
+-- name: insert_account_change(created_by, change_id, account_id, kind, forfeit, reference, revision)!
+INSERT INTO account_changes (created_by, change_id, account_id, kind, forfeit, reference, revision)
+VALUES (:created_by, :change_id, :account_id, :kind, :forfeit, :reference, :revision);
 
 -- name: move_system_account(account_id, asset, change)!
 INSERT INTO system_accounts (account_id, asset, balance) VALUES (:account_id, :asset, :change)
@@ -100,3 +159,89 @@ ON CONFLICT (account_id, asset) DO UPDATE SET balance = system_accounts.balance 
 SELECT asset, sum(balance) AS balance FROM (
     SELECT asset, balance FROM accounts UNION ALL SELECT asset, balance FROM system_accounts
 ) AS everybody GROUP BY asset;
+
+-- What an audit asks. A page is walked by key, and takes no lock.
+
+-- name: page_accounts(after_a, after_b, limit)
+SELECT * FROM accounts WHERE (account_id, asset) > (:after_a, :after_b) ORDER BY account_id, asset LIMIT :limit;
+
+-- name: find_accounts(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN accounts t ON t.account_id = k.value ->> 0 AND t.asset = k.value ->> 1;
+
+-- name: count_accounts()
+SELECT count(*) AS count FROM accounts;
+
+-- name: page_reservations(after_a, after_b, limit)
+SELECT * FROM reservations WHERE (created_by, reservation_id) > (:after_a, :after_b) ORDER BY created_by, reservation_id LIMIT :limit;
+
+-- name: find_reservations(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN reservations t ON t.created_by = k.value ->> 0 AND t.reservation_id = k.value ->> 1;
+
+-- name: count_reservations()
+SELECT count(*) AS count FROM reservations;
+
+-- name: page_lots(after_a, limit)
+SELECT * FROM lots WHERE lot_id > :after_a ORDER BY lot_id LIMIT :limit;
+
+-- name: find_lots(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN lots t ON t.lot_id = k.value ->> 0;
+
+-- name: count_lots()
+SELECT count(*) AS count FROM lots;
+
+-- name: page_grants(after_a, after_b, limit)
+SELECT * FROM grants WHERE (created_by, grant_id) > (:after_a, :after_b) ORDER BY created_by, grant_id LIMIT :limit;
+
+-- name: find_grants(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN grants t ON t.created_by = k.value ->> 0 AND t.grant_id = k.value ->> 1;
+
+-- name: count_grants()
+SELECT count(*) AS count FROM grants;
+
+-- name: page_operations(after_a, after_b, after_c, limit)
+SELECT * FROM operations WHERE (created_by, reservation_id, operation_id) > (:after_a, :after_b, :after_c) ORDER BY created_by, reservation_id, operation_id LIMIT :limit;
+
+-- name: find_operations(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN operations t ON t.created_by = k.value ->> 0 AND t.reservation_id = k.value ->> 1 AND t.operation_id = k.value ->> 2;
+
+-- name: count_operations()
+SELECT count(*) AS count FROM operations;
+
+-- name: page_account_changes(after_a, after_b, limit)
+SELECT * FROM account_changes WHERE (created_by, change_id) > (:after_a, :after_b) ORDER BY created_by, change_id LIMIT :limit;
+
+-- name: find_account_changes(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN account_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
+
+-- name: count_account_changes()
+SELECT count(*) AS count FROM account_changes;
+
+-- name: list_system_accounts()
+SELECT account_id, asset, balance FROM system_accounts;
+
+-- name: check_holds()
+-- An account whose held tokens are not the sum of its open reservations: what they should be, and what they are.
+SELECT a.account_id, a.revision, coalesce(h.held, 0) AS expected, a.held AS found FROM accounts a
+LEFT JOIN (
+    SELECT payer_account_id, sum(reserved - released) AS held FROM reservations WHERE state = 1 GROUP BY payer_account_id
+) h ON h.payer_account_id = a.account_id
+WHERE a.held <> coalesce(h.held, 0) LIMIT 1;
+
+-- name: check_lots()
+-- An account that has less than its lots, or another number of them.
+SELECT a.account_id, a.revision, l.remaining AS expected, a.balance AS found FROM accounts a
+JOIN (
+    SELECT account_id, sum(remaining) AS remaining, sum(held) AS held, count(*) AS lots
+    FROM lots WHERE remaining > 0 GROUP BY account_id
+) l ON l.account_id = a.account_id
+WHERE l.remaining > a.balance OR l.held > a.held OR l.lots <> a.lots OR a.balance - l.remaining < a.held - l.held LIMIT 1;
+
+-- name: check_due()
+-- An account of which something ends before it is due: nobody would notice in time.
+SELECT a.account_id, a.revision, d.ends_us AS expected, coalesce(a.due_time_us, 0) AS found FROM accounts a
+JOIN (
+    SELECT payer_account_id AS account_id, min(expire_time_us) AS ends_us FROM reservations WHERE state = 1 GROUP BY payer_account_id
+    UNION ALL
+    SELECT account_id, min(expire_time_us) FROM lots WHERE remaining > held AND expire_time_us IS NOT NULL GROUP BY account_id
+) d ON d.account_id = a.account_id
+WHERE a.due_time_us IS NULL OR a.due_time_us > d.ends_us LIMIT 1;
