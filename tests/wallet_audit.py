@@ -16,7 +16,8 @@ from typing import Any, Final
 import asyncpg
 
 from services.chassis import journal
-from services.wallet.journal_entry import Entry, State, apply
+from services.wallet.holdings import State, read_pins
+from services.wallet.journal_entry import Entry, apply
 from services.wallet.store_rows import entry_of
 
 Row = dict[str, Any]
@@ -45,6 +46,28 @@ ALWAYS: Final = {
             GROUP BY payer_account_id
         ) AS r ON r.payer_account_id = a.account_id
         WHERE a.due_time_us IS NULL OR a.due_time_us > r.expire_time_us""",
+    "what lots have left and hold is a part of what their account has": """
+        SELECT a.account_id, a.balance, a.held, a.lots, l.remaining, l.held AS lots_held, l.lots AS lots_left
+        FROM accounts a LEFT JOIN (
+            SELECT account_id, sum(remaining) AS remaining, sum(held) AS held, count(*) AS lots FROM lots
+            WHERE remaining > 0 GROUP BY account_id
+        ) AS l ON l.account_id = a.account_id
+        WHERE a.lots <> coalesce(l.lots, 0) OR a.held < coalesce(l.held, 0)
+            OR a.balance - a.held < coalesce(l.remaining - l.held, 0)""",
+    "0 <= held <= remaining <= granted": """
+        SELECT * FROM lots WHERE held < 0 OR remaining < held OR granted < remaining""",
+    "no lot with free tokens ends before its account is due": """
+        SELECT a.account_id, a.due_time_us, l.lot_id, l.expire_time_us FROM lots l
+        JOIN accounts a ON a.account_id = l.account_id
+        WHERE l.remaining > l.held AND (a.due_time_us IS NULL OR a.due_time_us > l.expire_time_us)
+            AND l.expire_time_us IS NOT NULL""",
+    "a closed account has nothing": """
+        SELECT * FROM accounts WHERE state = 3 AND (balance <> 0 OR held <> 0 OR lots <> 0)""",
+    "@issue gave what was granted and not revoked": """
+        SELECT g.given, s.balance FROM
+            (SELECT coalesce(sum(amount - coalesce(revoked, 0)), 0) AS given FROM grants) AS g,
+            (SELECT coalesce(sum(balance), 0) AS balance FROM system_accounts WHERE account_id = '@issue') AS s
+        WHERE g.given <> -s.balance""",
     "@revenue has what was committed and not refunded": """
         SELECT r.taken, s.balance FROM (SELECT coalesce(sum(committed - refunded), 0) AS taken FROM reservations) AS r,
             (SELECT coalesce(sum(balance), 0) AS balance FROM system_accounts WHERE account_id = '@revenue') AS s
@@ -52,9 +75,23 @@ ALWAYS: Final = {
 }
 """Each query finds what breaks its sentence, in any snapshot, also in the middle of a load."""
 
+PINNED: Final = {
+    "open": "SELECT reserved - released AS held, pins FROM reservations WHERE state = 1 AND pins <> ''",
+    "lots": "SELECT lot_id, held FROM lots WHERE held > 0",
+}
 EVERYTHING: Final = {
     name: f"SELECT * FROM {name}"
-    for name in ("accounts", "system_accounts", "reservations", "grants", "operations", "journal", "journal_head")
+    for name in (
+        "accounts",
+        "system_accounts",
+        "reservations",
+        "lots",
+        "grants",
+        "operations",
+        "account_changes",
+        "journal",
+        "journal_head",
+    )
 }
 
 
@@ -97,6 +134,21 @@ async def reading(url: str) -> AsyncIterator[Reader]:
         await connection.close()
 
 
+def pin_problems(open_reservations: list[Row], lots: list[Row]) -> Iterator[str]:
+    """A lot holds what open reservations hold of it, and the pins of each come to all that it holds."""
+    pinned: Counter[int] = Counter()
+    for row in open_reservations:
+        pins = read_pins(row["pins"])
+        if sum(amount for _, amount in pins) != row["held"]:
+            yield f"a reservation holds {row['held']} as {pins}"
+        for lot_id, amount in pins:
+            pinned[lot_id] += amount
+    held = {row["lot_id"]: row["held"] for row in lots}
+    of_lots = {lot_id: amount for lot_id, amount in pinned.items() if lot_id}
+    if held != of_lots:
+        yield f"of these lots so much is held {held}, and pinned {of_lots}"
+
+
 class Sampler:
     """Follows the journal and checks `ALWAYS`, snapshot by snapshot."""
 
@@ -109,9 +161,10 @@ class Sampler:
     async def sample(self) -> None:
         """Raises AssertionError with everything that does not hold."""
         since = f"SELECT * FROM journal WHERE revision > {self._last.revision} ORDER BY revision"
-        seen = await self._reader.look({"head": EVERYTHING["journal_head"], "rows": since, **ALWAYS})
+        seen = await self._reader.look({"head": EVERYTHING["journal_head"], "rows": since, **PINNED, **ALWAYS})
         rows = [journal.Row(**row) for row in seen["rows"]]
         found = [f"{sentence}: {seen[sentence][:3]}" for sentence in ALWAYS if seen[sentence]]
+        found += pin_problems(seen["open"], seen["lots"])
         found += self._follow(rows, seen["head"][0])
         assert not found, "\n  ".join([f"snapshot {self.samples} at revision {self._last.revision}:", *found])
         self.samples += 1
@@ -217,6 +270,8 @@ def projections(state: State) -> dict[str, dict[Any, Row]]:
         "reservations": state.reservations,
         "grants": state.grants,
         "operations": state.operations,
+        "account_changes": state.changes,
+        "lots": {lot_id: lot for lots in state.lots.values() for lot_id, lot in lots.items()},
     }
     return {name: {key: value._asdict() for key, value in rows.items()} for name, rows in made.items()}
 
@@ -226,11 +281,14 @@ _KEYS: Final = {
     "reservations": ("created_by", "reservation_id"),
     "grants": ("created_by", "grant_id"),
     "operations": ("created_by", "reservation_id", "operation_id"),
+    "account_changes": ("created_by", "change_id"),
+    "lots": ("lot_id",),
 }
 
 
 def _key(name: str, row: Row) -> Any:
-    return tuple(row[column] for column in _KEYS[name])
+    columns = _KEYS[name]
+    return row[columns[0]] if len(columns) == 1 else tuple(row[column] for column in columns)
 
 
 def _but_for_hints(row: Row | None) -> Row | None:
@@ -243,7 +301,7 @@ Key = tuple[str, str, str, str]
 
 def key_of(entry: Entry) -> Key | None:
     """What can happen only once: the kind, and the key under which it was asked for. None for what has no key."""
-    if entry.kind == "expire":
+    if entry.kind in {"expire", "lapse", "grace"}:
         return None
     subject = entry.account_id if entry.kind == "open" else entry.created_by
     return (entry.kind, subject, entry.reservation_id, entry.key)
@@ -258,9 +316,10 @@ async def read_ledger(url: str) -> Ledger:
 async def audited(url: str) -> Ledger:
     """The whole database; raises AssertionError with all that does not add up in it."""
     async with reading(url) as reader:
-        seen = await reader.look({**EVERYTHING, **ALWAYS})
+        seen = await reader.look({**EVERYTHING, **ALWAYS, **{f"{name} now": sql for name, sql in PINNED.items()}})
     ledger = Ledger(seen)
-    found = [f"{sentence}: {seen[sentence][:3]}" for sentence in ALWAYS if seen[sentence]]
+    found = [*pin_problems(seen["open now"], seen["lots now"])]
+    found += [f"{sentence}: {seen[sentence][:3]}" for sentence in ALWAYS if seen[sentence]]
     found += ledger.problems()
     assert not found, "\n  ".join(["the audit found:", *found[:20]])
     return ledger

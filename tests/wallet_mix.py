@@ -21,6 +21,7 @@ DONE: Final = "done"
 REPLAYED: Final = "replayed"
 LOST: Final = "lost"
 """The words for what became of a command beside the reasons of refusals; LOST is no answer at all."""
+SHORT_LIFE_SECONDS: Final = 1
 SETTLEMENTS: Final = {"Commit": "commit", "Refund": "refund", "Amend": "amend"}
 
 
@@ -45,6 +46,10 @@ class Act(NamedTuple):
                 return ("refund", MAKER, request.reservation_id, request.refund_id)
             case "Amend":
                 return ("amend", MAKER, request.reservation_id, request.amend_id)
+            case "RevokeGrant":
+                return ("revoke", MAKER, "", request.grant_id)
+            case "FreezeAccount" | "UnfreezeAccount" | "CloseAccount":
+                return (self.method.removesuffix("Account").lower(), MAKER, "", request.change_id)
             case _:
                 return (self.method.lower(), MAKER, request.reservation_id, "")
 
@@ -67,6 +72,8 @@ class Mix:
         self._count = 0
         self._held: list[str] = []
         self._committed: list[str] = []
+        self._granted: list[wallet_pb2.GrantRequest] = []
+        self._own_accounts: list[str] = []
         self.tried: list[Tried] = []
 
     def acts(self) -> list[Act]:
@@ -77,12 +84,32 @@ class Mix:
             return [self._reserve() for _ in range(size)]
         if kind < 0.85:
             return [self._settle() for _ in range(size)]
-        return [self._grant() if kind < 0.95 else self._open()]
+        if kind < 0.93:
+            return [self._grant()]
+        if kind < 0.95 and self._granted:
+            return [self._revoke()]
+        return [self._open() if kind < 0.98 else self._change()]
 
     def earlier(self) -> Tried | None:
         """One of its own commands that was done, to be sent again."""
         done = [tried for tried in self.tried[-50:] if DONE in tried.words]
         return self.random.choice(done) if done else None
+
+    def question(self) -> tuple[str, Any]:
+        """Something to read: the method, and its request."""
+        account_id = self._some_account()
+        match self.random.randrange(5):
+            case 0:
+                return "GetAccount", wallet_pb2.GetAccountRequest(account_id=account_id)
+            case 1:
+                return "ListReservations", wallet_pb2.ListReservationsRequest(account_id=account_id, page_size=20)
+            case 2:
+                return "ListTransactions", wallet_pb2.ListTransactionsRequest(account_id=account_id, page_size=20)
+            case 3:
+                reservation_id = self._some_hold(keep=True)
+                return "GetReservation", wallet_pb2.GetReservationRequest(reservation_id=reservation_id)
+            case _:
+                return "PreviewReserve", wallet_pb2.PreviewReserveRequest(reserve=self._reserve().request)
 
     def tell(self, act: Act, word: str) -> None:
         """What became of a command, so that the next ones follow from it."""
@@ -93,6 +120,10 @@ class Mix:
             (self._shared if self.random.random() < 0.2 else self._held).append(reservation_id)
         elif act.method == "Commit":
             self._committed.append(act.request.reservation_id)
+        elif act.method == "Grant":
+            self._granted.append(act.request)
+        elif act.method == "OpenAccount" and act.request.account_id not in self._accounts:
+            self._own_accounts.append(act.request.account_id)
 
     def _new_id(self, prefix: str) -> str:
         self._count += 1
@@ -100,7 +131,7 @@ class Mix:
 
     def _reserve(self) -> Act:
         seconds = SHORT_HOLD_SECONDS if self.random.random() < 0.3 else LONG_HOLD_SECONDS
-        account_id = self.random.choice(self._accounts)
+        account_id = self._some_account()
         request = wallet_pb2.ReserveRequest(
             account_id=account_id,
             payer_account_id=account_id if self.random.random() < 0.1 else "",
@@ -116,7 +147,10 @@ class Mix:
         kind = self.random.random()
         if kind < 0.2 and self._committed:
             refund = wallet_pb2.RefundRequest(
-                reservation_id=self.random.choice(self._committed), refund_id=self._new_id("f"), amount=maybe_amount
+                reservation_id=self.random.choice(self._committed),
+                refund_id=self._new_id("f"),
+                amount=maybe_amount,
+                grace=self.random.random() < 0.5,
             )
             return Act("Refund", refund)
         reservation_id = self._some_hold(keep=kind > 0.75)
@@ -125,7 +159,8 @@ class Mix:
             commit = wallet_pb2.CommitRequest(reservation_id=reservation_id, amount=maybe_amount, allow_late=late)
             return Act("Commit", commit)
         if kind < 0.75:
-            return Act("Refund", wallet_pb2.RefundRequest(reservation_id=reservation_id))
+            grace = self.random.random() < 0.5
+            return Act("Refund", wallet_pb2.RefundRequest(reservation_id=reservation_id, grace=grace))
         longer = None if maybe_amount else Duration(seconds=LONG_HOLD_SECONDS + self.random.randint(60, 600))
         amend = wallet_pb2.AmendRequest(
             reservation_id=reservation_id, amend_id=self._new_id("a"), amount=maybe_amount, hold_duration=longer
@@ -141,14 +176,44 @@ class Mix:
         place = self.random.randrange(len(self._held))
         return self._held[place] if keep else self._held.pop(place)
 
+    def _some_account(self) -> str:
+        """Mostly one that others use too; its own ones are frozen and closed now and then."""
+        own = self._own_accounts and self.random.random() < 0.1
+        return self.random.choice(self._own_accounts if own else self._accounts)
+
     def _grant(self) -> Act:
+        """Half of the grants have a life of their own, and of these half a short one."""
+        seconds = self.random.choice([None, None, SHORT_LIFE_SECONDS, LONG_HOLD_SECONDS])
         request = wallet_pb2.GrantRequest(
-            account_id=self.random.choice(self._accounts), grant_id=self._new_id("g"), amount=self.random.randint(1, 9)
+            account_id=self._some_account(),
+            grant_id=self._new_id("g"),
+            amount=self.random.randint(1, 9),
+            lifetime=None if seconds is None else Duration(seconds=seconds),
+            priority=self.random.choice([None, None, 1, 50, 100]),
         )
         return Act("Grant", request)
 
+    def _revoke(self) -> Act:
+        grant = self._granted.pop(self.random.randrange(len(self._granted)))
+        return Act("RevokeGrant", wallet_pb2.RevokeGrantRequest(account_id=grant.account_id, grant_id=grant.grant_id))
+
     def _open(self) -> Act:
-        return Act("OpenAccount", wallet_pb2.OpenAccountRequest(account_id=self.random.choice(self._accounts)))
+        own = self.random.random() < 0.5
+        account_id = self._new_id("own") if own else self.random.choice(self._accounts)
+        return Act("OpenAccount", wallet_pb2.OpenAccountRequest(account_id=account_id))
+
+    def _change(self) -> Act:
+        if not self._own_accounts:
+            return self._open()
+        names = {"account_id": self.random.choice(self._own_accounts), "change_id": self._new_id("c")}
+        match self.random.randrange(4):
+            case 0:
+                return Act("FreezeAccount", wallet_pb2.FreezeAccountRequest(**names))
+            case 1:
+                return Act("UnfreezeAccount", wallet_pb2.UnfreezeAccountRequest(**names))
+            case _:
+                forfeit = self.random.random() < 0.7
+                return Act("CloseAccount", wallet_pb2.CloseAccountRequest(**names, forfeit_balance=forfeit))
 
 
 def settle_item(act: Act) -> wallet_pb2.SettleItem:
@@ -178,6 +243,8 @@ def _as_asked(act: Act, entry: Entry) -> bool:
     """Whether the journal's row says what the request said, where it said anything."""
     request = act.request
     if act.method == "OpenAccount":
+        return bool(entry.account_id == request.account_id)
+    if act.method in {"RevokeGrant", "FreezeAccount", "UnfreezeAccount", "CloseAccount"}:
         return bool(entry.account_id == request.account_id)
     if act.method in {"Grant", "Reserve"}:
         moved = entry.held_change if act.method == "Reserve" else entry.balance_change

@@ -14,8 +14,9 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from punchcard.wallet.v1 import wallet_pb2
+from services.wallet.grpc_messages import KINDS
 from tests.wallet_audit import audited, sampled
-from tests.wallet_load import Load, Replica, replicas_at
+from tests.wallet_load import Load, Replica, replicas_at, verified
 from tests.wallet_mix import DONE, REPLAYED, Act, unkept
 from tests.wallet_processes import WalletProcess, wallet_processes
 
@@ -43,7 +44,8 @@ def wallet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if request.param == "postgres":
         url = request.getfixturevalue("postgres_server").format(database=f"proof_{os.getpid()}")
         asyncio.run(_create_database(url))
-    with wallet_processes(url, folder, REPLICAS[request.param]) as processes:
+    settings = {"WALLET_GRACE_SECONDS": "1"}
+    with wallet_processes(url, folder, REPLICAS[request.param], settings) as processes:
         yield Wallet(url, processes)
 
 
@@ -88,16 +90,21 @@ async def test_no_promise_breaks_under_load(wallet: Wallet, replicas: list[Repli
     await fund(replicas[0], "hot", 10_000)
 
     async with sampled(wallet.url) as sampler:
-        await load.run(replicas, steps)
+        running = asyncio.create_task(load.run(replicas, steps))
+        while not running.done():
+            check = await verified(replicas[-1])
+            assert check.intact, check
+        await running
 
     ledger = await audited(wallet.url)
+    check = await verified(replicas[0])
+    assert check.intact, check
+    assert check.revision >= ledger.rows[-1].revision
     assert unkept(ledger, load.tried) == []
     assert sampler.samples > 2
     # The load was one: commands were done and refused, and holds ran out under it.
     assert {DONE, REPLAYED, "INSUFFICIENT_FUNDS", "RESERVATION_NOT_FOUND"} <= set(load.words), load.words
-    assert {"open", "grant", "reserve", "commit", "release", "expire", "refund", "amend"} <= {
-        entry.kind for entry in ledger.entries
-    }
+    assert {entry.kind for entry in ledger.entries} == set(KINDS)
     assert [process.log() for process in wallet.processes if "masked_error" in process.log()] == []
 
 

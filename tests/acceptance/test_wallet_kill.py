@@ -49,7 +49,8 @@ class Unanswered(NamedTuple):
 @pytest.fixture
 def wallet(database_url: str, tmp_path: Path) -> Iterator[Killed]:
     """One wallet process on each database in turn; overdue holds are swept all the time."""
-    with wallet_processes(database_url, tmp_path, 1, {"WALLET_EXPIRY_INTERVAL_SECONDS": "0.05"}) as (process,):
+    settings = {"WALLET_EXPIRY_INTERVAL_SECONDS": "0.05", "WALLET_GRACE_SECONDS": "1"}
+    with wallet_processes(database_url, tmp_path, 1, settings) as (process,):
         yield Killed(database_url, process)
 
 
@@ -161,4 +162,6 @@ async def retry(wallet: Killed, lost: list[Unanswered], ledger: Ledger) -> None:
 
 def has_a_key_of_its_own(act: Act) -> bool:
     """Whether no other command can have left what this one leaves: a reservation ends by any command that ends it."""
-    return act.method in {"Reserve", "Grant", "Amend"} or (act.method == "Refund" and bool(act.request.refund_id))
+    return act.method not in {"OpenAccount", "Commit", "Refund"} or (
+        act.method == "Refund" and bool(act.request.refund_id)
+    )
