@@ -11,9 +11,11 @@ async with connect("localhost:50052", token) as channel:
 from punchcard_client.backoff import BackoffPolicy
 from punchcard_client.channel import CHANNEL_OPTIONS, SERVICE_CONFIG, connect
 from punchcard_client.errors import Reason, reason_of, retry_seconds_of
-from punchcard_client.reserve import Hold, NotHeld, reserved
+from punchcard_client.hold import Hold, HoldLost, NotHeld
+from punchcard_client.reserve import reserved
+from punchcard_client.retry import OutcomeUnknown, ask
 from punchcard_client.upload import upload_image
-from punchcard_client.watch import FINAL_STATES, SETTLED_STATES, is_settled, watch_job
+from punchcard_client.watch import FINAL_STATES, SETTLED_STATES, is_settled, watch_balance, watch_job
 
 __all__ = [
     "CHANNEL_OPTIONS",
@@ -22,13 +24,17 @@ __all__ = [
     "SETTLED_STATES",
     "BackoffPolicy",
     "Hold",
+    "HoldLost",
     "NotHeld",
+    "OutcomeUnknown",
     "Reason",
+    "ask",
     "connect",
     "is_settled",
     "reason_of",
     "reserved",
     "retry_seconds_of",
     "upload_image",
+    "watch_balance",
     "watch_job",
 ]

@@ -38,6 +38,7 @@ from services.chassis.leases import Lease
 from services.chassis.loops import Loop, Runner
 from services.chassis.server import RefusesToStart, Server
 from services.chassis.watch import Tailer, reader
+from services.chassis.watch_stream import WatchStreams
 
 FOLDER: Final = Path(__file__).parent
 MIGRATIONS: Final = FOLDER / "migrations"
@@ -270,9 +271,9 @@ async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
             lambda registrar: batcher_pb2_grpc.add_BatcherServiceServicer_to_server(api, registrar),
             [SERVICE],
         )
-        watches = Watches(parts.store, parts.tailer, parts.epoch, server.draining)
-        api = parts.api(server.shielded, watches)
-        ending = asyncio.create_task(watches.end_when_draining(), name="watches")
+        streams = WatchStreams(parts.epoch, server.draining)
+        api = parts.api(server.shielded, Watches(parts.store, parts.tailer, streams))
+        ending = asyncio.create_task(streams.end_when_draining(), name="watches")
         stack.callback(ending.cancel)
         stack.push_async_callback(server.drain)
         await server.start()

@@ -4,9 +4,7 @@ snapshot, bookmark, then each change of the job and each step of its batch, unti
 carries the revision that it brings the watcher to, and a token to go on from there.
 """
 
-import asyncio
 import json
-import random
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -23,11 +21,10 @@ from services.batcher.job import Job, SettlementState, is_final
 from services.batcher.store import Store
 from services.batcher.store_rows import JobView
 from services.chassis.auth import Principal
-from services.chassis.errors import ServerDraining, TokenExpired
 from services.chassis.journal import Row
-from services.chassis.watch import Page, RevisionUnknown, Subscription, Tailer, decode_token, encode_token
+from services.chassis.watch import Subscription, Tailer
+from services.chassis.watch_stream import WatchStreams
 
-BOOKMARK_SECONDS: Final = 25.0
 PROGRESS_KINDS: Final = frozenset({"batch.running", "batch.progress"})
 ENDING_KINDS: Final = frozenset({"job.succeeded", "job.failed", "job.expired", "job.cancelled", "job.rejected"})
 SETTLED_KINDS: Final = frozenset({"job.settled", "job.uncollected"})
@@ -36,21 +33,12 @@ Response = batcher_pb2.WatchJobResponse
 
 
 class Watches:
-    """All watches of a server. draining: set when the server stops."""
+    """All watches of jobs."""
 
-    def __init__(self, store: Store, tailer: Tailer, epoch: str, draining: asyncio.Event) -> None:
+    def __init__(self, store: Store, tailer: Tailer, streams: WatchStreams) -> None:
         self._store = store
         self._tailer = tailer
-        self._epoch = epoch
-        self._draining = draining
-        self._waits: set[asyncio.Timeout] = set()
-
-    async def end_when_draining(self) -> None:
-        """Wakes every watch once the server drains, so that it ends with its last word."""
-        await self._draining.wait()
-        now = asyncio.get_running_loop().time()
-        for wait in self._waits:
-            wait.reschedule(now)
+        self._streams = streams
 
     async def watch(
         self, account_id: str, job_id: str, resume_token: str, principal: Principal, snapshot_of: Any
@@ -59,18 +47,14 @@ class Watches:
         RevisionCompacted, TokenExpired, ServerDraining.
         """
         view, head = await self._store.view_at(account_id, job_id)
-        revision = head.revision
-        if resume_token:
-            revision = decode_token(resume_token, self._epoch, head.revision)
-            if revision > head.revision:
-                raise RevisionUnknown(str(revision), head.revision)
-        else:
+        revision = self._streams.begin(resume_token, head)
+        if not resume_token:
             yield self._message(revision, snapshot=await snapshot_of(view))
         if is_settled(view) and view.job.last_revision <= revision:
             yield self._bookmark(revision)
             return
         batch_ids = [view.job.batch_id] if view.job.batch_id else []
-        with await self._tailer.subscribe([view.job.uid, *batch_ids], revision) as subscription:
+        with await self._tailer.subscribe([view.job.uid, *batch_ids], revision, head.revision) as subscription:
             yield self._bookmark(revision)
             async for message in self._follow(subscription, view.job, principal):
                 yield message
@@ -80,7 +64,7 @@ class Watches:
         # A batch is watched once its job is in it: its rows may come behind later ones of the job, and twice.
         told = progressed = 0
         while True:
-            page = await self._next(subscription, principal)
+            page = await self._streams.next(subscription, principal)
             silent = True
             for row in page.rows:
                 if row.subject != job.uid and (row.kind not in PROGRESS_KINDS or row.revision <= progressed):
@@ -104,24 +88,6 @@ class Watches:
             if silent:
                 told = max(told, page.revision)
                 yield self._bookmark(told)
-
-    async def _next(self, subscription: Subscription, principal: Principal) -> Page:
-        """The next rows, or none after a while; ends the watch when the token or the server does."""
-        token_seconds = principal.expire_time_seconds - time.time()
-        if token_seconds <= 0:
-            raise TokenExpired(principal.expire_time_seconds)
-        if self._draining.is_set():
-            raise ServerDraining
-        try:
-            async with asyncio.timeout(None) as wait:
-                self._waits.add(wait)
-                # Jitter keeps ten thousand watchers from asking for their bookmark in the same instant.
-                pause = BOOKMARK_SECONDS * (0.8 + random.random() / 5)  # noqa: S311
-                return await subscription.next(min(pause, token_seconds))
-        except TimeoutError:
-            raise ServerDraining from None
-        finally:
-            self._waits.discard(wait)
 
     async def _change(self, row: Row, body: dict[str, Any]) -> batcher_pb2.JobChange:
         change = batcher_pb2.JobChange(
@@ -147,7 +113,7 @@ class Watches:
         return self._message(revision, bookmark=batcher_pb2.Bookmark(time=now))
 
     def _message(self, revision: int, **event: Any) -> Response:
-        return Response(revision=revision, resume_token=encode_token(self._epoch, revision), **event)
+        return Response(**self._streams.place(revision), **event)
 
 
 def is_settled(view: JobView) -> bool:

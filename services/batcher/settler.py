@@ -6,7 +6,7 @@ final: the answer was delivered and is not paid for, which is counted and told t
 
 from prometheus_client import Counter
 
-from services.batcher.job import Action, Settlement, SettlementState
+from services.batcher.job import Action, Settlement, SettlementState, State
 from services.batcher.store import Store
 from services.batcher.wallet_client import Commit, Refused, Release, WalletClient, WalletUnavailable
 from services.chassis import logs
@@ -30,10 +30,10 @@ class Settler:
         pending = await self._store.pending_settlements("", SETTLEMENTS_MAX)
         if not pending:
             return False
-        answers = await self._wallet.settle_many([_command(uid, settlement) for uid, settlement in pending])
+        answers = await self._wallet.settle_many([_command(*each) for each in pending])
         refusals = {
             uid: answer.reason if isinstance(answer, Refused) else ""
-            for (uid, _), answer in zip(pending, answers, strict=True)
+            for (uid, _, _), answer in zip(pending, answers, strict=True)
             if not isinstance(answer, WalletUnavailable)
         }
         for change in await self._store.settle(refusals, lease):
@@ -43,10 +43,11 @@ class Settler:
         return len(refusals) == SETTLEMENTS_MAX
 
 
-def _command(uid: str, settlement: Settlement) -> Commit | Release:
+def _command(uid: str, ended: State, settlement: Settlement) -> Commit | Release:
+    """What the wallet is asked. A job that was not cancelled and has no answer failed on our side."""
     if settlement.action is Action.COMMIT:
         return Commit(reservation_id=uid, amount=settlement.amount, allow_late=True)
-    return Release(reservation_id=uid)
+    return Release(reservation_id=uid, grace=ended in {State.FAILED, State.EXPIRED})
 
 
 def _tell(uid: str, settlement: Settlement, reason: str) -> None:

@@ -237,11 +237,11 @@ class Store(Stored):
         self._wake()
         return written
 
-    async def pending_settlements(self, after_uid: str, count: int) -> list[tuple[str, Settlement]]:
-        """Settlements that the wallet has not answered, by uid."""
+    async def pending_settlements(self, after_uid: str, count: int) -> list[tuple[str, State, Settlement]]:
+        """Settlements that the wallet has not answered, by uid, each with how its job ended."""
         async with self.database.reading() as tx:
             rows = await tx.rows("settlements_pending", after_uid=after_uid, count=count)
-        return [(row["uid"], _settlement(row)) for row in rows]
+        return [(row["uid"], State(row["job_state"]), _settlement(row)) for row in rows]
 
     async def admitting(self, before_us: int, count: int) -> list[str]:
         """Jobs that have waited for the wallet since before the given time."""

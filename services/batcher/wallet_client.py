@@ -61,9 +61,10 @@ class Commit(NamedTuple):
 
 
 class Release(NamedTuple):
-    """Gives a hold back, or blocks its id before it is used."""
+    """Gives a hold back, or blocks its id before it is used. grace: whether the work failed on our side."""
 
     reservation_id: str
+    grace: bool = False
 
 
 class Amend(NamedTuple):
@@ -220,7 +221,9 @@ def _settle_item(command: Settle) -> wallet_pb2.SettleItem:
             )
         )
     if isinstance(command, Release):
-        return wallet_pb2.SettleItem(refund=wallet_pb2.RefundRequest(reservation_id=command.reservation_id))
+        return wallet_pb2.SettleItem(
+            refund=wallet_pb2.RefundRequest(reservation_id=command.reservation_id, grace=command.grace)
+        )
     return wallet_pb2.SettleItem(
         amend=wallet_pb2.AmendRequest(
             reservation_id=command.reservation_id,

@@ -61,17 +61,21 @@ async def connect(
     pool_size: int = POOL_SIZE,
     timeout_seconds: float = TIMEOUT_SECONDS,
     clock_us: Callable[[], int] = _wall_clock_us,
+    writes_only: bool = False,
 ) -> Database:
     """Opens a database by the URL that dbmate takes: `sqlite:/absolute/file.db` or `postgres://...`.
 
     `pool_size` counts PostgreSQL connections, or SQLite readers beside the one writer. `timeout_seconds` bounds the
-    wait for a connection and for each PostgreSQL statement. `clock_us` is what `tx.now_us()` tells on SQLite. Raises
+    wait for a connection and for each PostgreSQL statement. `clock_us` is what `tx.now_us()` tells on SQLite.
+    `writes_only` is for a process that does nothing else: on SQLite no readers, and no thread beside it. Raises
     StoreUnavailable when there is no such database, ValueError for another kind of URL.
     """
     dialect = dialect_of(url)
     statements = load_statements([_CHASSIS_SQL, *sql_folders], dialect)
     if dialect == "sqlite":
-        return await SqliteDatabase.open(sqlite_path(url), statements, pool_size, timeout_seconds, clock_us)
+        return await SqliteDatabase.open(
+            sqlite_path(url), statements, pool_size, timeout_seconds, clock_us, writes_only
+        )
     return await PostgresDatabase.open(url, statements, pool_size, timeout_seconds)
 
 

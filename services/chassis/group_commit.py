@@ -21,6 +21,10 @@ from services.chassis.errors import ServerBusy, ServerDraining, StoreUnavailable
 
 GROUP_COMMANDS_MAX: Final = 1_000
 QUEUE_COMMANDS_MAX: Final = 20_000
+GATHER_SECONDS: Final = 0.002
+GATHER_COMMANDS: Final = 64
+QUIET_PASSES: Final = 10
+"""Passes of the event loop without a new command after which nobody is expected: a call takes several to come in."""
 ATTEMPTS_MAX: Final = 5
 BACKOFF_SECONDS: Final = 0.01
 BACKOFF_SECONDS_MAX: Final = 1.0
@@ -48,6 +52,7 @@ class GroupCommitter(Generic[C, R]):
         group_commands_max: int = GROUP_COMMANDS_MAX,
         queue_commands_max: int = QUEUE_COMMANDS_MAX,
         attempts_max: int = ATTEMPTS_MAX,
+        gather_seconds: float = GATHER_SECONDS,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -55,10 +60,12 @@ class GroupCommitter(Generic[C, R]):
         self._group_commands_max = group_commands_max
         self._queue_commands_max = queue_commands_max
         self._attempts_max = attempts_max
+        self._gather_seconds = gather_seconds
         self._sleep = sleep
         self._jitter = jitter
         self._queue: deque[_Entry[C, R]] = deque()
         self._queued_commands = 0
+        self._last_entries = 0
         self._gathered = asyncio.Event()
         self._closing = False
         self._runner: asyncio.Task[None] | None = None
@@ -111,6 +118,7 @@ class GroupCommitter(Generic[C, R]):
         try:
             while self._queue or not self._closing:
                 await self._gathered.wait()
+                await self._gather()
                 group = self._next_group()
                 if group:
                     await self._run_entries(group)
@@ -119,6 +127,19 @@ class GroupCommitter(Generic[C, R]):
             for entry in (*group, *self._queue):
                 if not entry.answer.done():
                     entry.answer.set_exception(StoreUnavailable("the group committer has stopped"))
+
+    async def _gather(self) -> None:
+        """Lets the loop do what it has ready, as long as that brings commands: each group has a price of its own.
+
+        A lone caller waits for nobody: there is a pause only when the last group was of several entries, or this is.
+        """
+        quiet_passes = QUIET_PASSES if self._last_entries > 1 or len(self._queue) > 1 else 0
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self._gather_seconds
+        while quiet_passes and self._queued_commands < GATHER_COMMANDS and loop.time() < give_up_at:
+            before = self._queued_commands
+            await asyncio.sleep(0)
+            quiet_passes = QUIET_PASSES if self._queued_commands > before else quiet_passes - 1
 
     def _next_group(self) -> list[_Entry[C, R]]:
         """Entries up to the maximum, never a part of one; a larger entry is a group of its own."""
@@ -132,6 +153,7 @@ class GroupCommitter(Generic[C, R]):
                 count += len(entry.commands)
         if not self._queue and not self._closing:
             self._gathered.clear()
+        self._last_entries = len(group)
         return group
 
     async def _run_entries(self, entries: list[_Entry[C, R]]) -> None:

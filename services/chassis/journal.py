@@ -8,13 +8,15 @@ history of a subject is a walk along the primary key and needs no index of its o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import AsyncIterator, Iterable, Sequence
 from hashlib import sha256
 from typing import Final, NamedTuple
 
-from services.chassis.database import Rows, Transaction
+from services.chassis.database import Database, Rows, Transaction
 
 FIRST_HASH: Final = "0" * 64
+PAGE_ROWS: Final = 1_000
 LOCK_HEAD: Final = ("journal_lock", dict[str, object]())
 """`lock_head` as a query for `tx.rows_all`; its one row is a `Head`."""
 
@@ -117,6 +119,31 @@ async def read_after(tx: Transaction, revision: int, limit: int) -> list[Row]:
 async def walk_back(tx: Transaction, revision: int, limit: int) -> list[Row]:
     """A subject's history: the row of this revision and those before it of the same subject, newest first."""
     return [Row(*row) for row in await tx.rows("journal_back", revision=revision, count=limit)]
+
+
+async def history(
+    database: Database, revision: int, *, after: int = 0, since_us: int = 0, page_rows: int = PAGE_ROWS
+) -> AsyncIterator[list[Row]]:
+    """A subject's rows up to the one of this revision, oldest first, in pages of at most `page_rows` and at least one.
+
+    `after` and `since_us` leave out the rows up to a revision, and those before a time. The history leads back from its
+    newest row, so that it is walked twice: once to learn where its pages end, once to read them, oldest first. Memory
+    holds one page, and 8 bytes for each other. No transaction is held while the caller works on a page: rows never
+    change. Raises LookupError when a row is not there that another one names.
+    """
+    ends = array("q")
+    while revision > after:
+        ends.append(revision)
+        async with database.reading() as tx:
+            start = await tx.row("journal_page_start", revision=revision, after=after, count=page_rows)
+        if start is None:
+            raise LookupError(f"the journal has no row {revision}, although a later one leads there")
+        revision = start["previous"] if start["time_us"] >= since_us else 0
+    for end in reversed(ends):
+        async with database.reading() as tx:
+            page = await walk_back(tx, end, page_rows)
+        if rows := [row for row in reversed(page) if row.revision > after and row.time_us >= since_us]:
+            yield rows
 
 
 def verify_chain(rows: Iterable[Row], previous_hash: str = FIRST_HASH) -> Row | None:

@@ -5,7 +5,8 @@
 
 A watcher is told everything, or told that it cannot be: rows come in order, once and without gaps, and it can go on
 from any revision that it has seen. A slow watcher costs nothing but its cursor. These are etcd's guarantees for a
-watch: ordered, unique, reliable, resumable, bookmarkable.
+watch: ordered, unique, reliable, resumable, bookmarkable. While nobody watches, nothing is read: the first watcher to
+come takes the tailer along to the head of the journal.
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ class RevisionCompacted(ServiceError):
         )
 
 
+class FallenBehind(Exception):
+    """A watcher needs rows that the ring has forgotten; see `refuse_behind`."""
+
+
 class Page(NamedTuple):
     """Rows of some subjects in order; there are no others of theirs up to `revision`."""
 
@@ -79,6 +84,11 @@ def reader(database: Database) -> ReadAfter:
             return await journal.read_after(tx, revision, limit)
 
     return read_after
+
+
+async def refuse_behind(subjects: frozenset[str], revision: int, limit: int) -> Page:  # noqa: ARG001
+    """A `read_subjects` for whoever knows a better way to the past: it raises FallenBehind, which ends the cursor."""
+    raise FallenBehind
 
 
 class Tailer:
@@ -120,8 +130,16 @@ class Tailer:
         """The newest revision that is not in the ring any more."""
         return self._revision - len(self._ring)
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody would be told of a new row: a loop need not be woken for nobody."""
+        return bool(self._watchers)
+
     async def step(self) -> bool:
-        """Reads a page of new rows for all watchers; True when there may be more."""
+        """Reads a page of new rows for all watchers, or nothing for nobody; True when there may be more."""
+        return self.watched and await self._read_page()
+
+    async def _read_page(self) -> bool:
         async with self._one_reader:
             rows = await self._read_after(self._revision, self._page_rows)
             if rows and rows[0].revision != self._revision + 1:
@@ -130,22 +148,31 @@ class Tailer:
                 self._take(row)
         return len(rows) == self._page_rows
 
-    async def subscribe(self, subjects: Iterable[str], after_revision: int) -> Subscription:
+    async def subscribe(self, subjects: Iterable[str], after_revision: int, head_revision: int) -> Subscription:
         """Watches subjects from behind a revision on: that of a snapshot, or of a resume token.
 
-        Raises RevisionUnknown when the revision does not exist yet, RevisionCompacted when the rows after it are gone.
+        `head_revision` is that of the journal as the caller has seen it: the first watcher after a time without any
+        goes on from there. Raises RevisionUnknown when the revision does not exist yet, RevisionCompacted when the rows
+        after it are gone.
         """
+        await self._skip_to(head_revision)
         more = after_revision > self._revision
         while more:
-            more = await self.step() and after_revision > self._revision
+            more = await self._read_page() and after_revision > self._revision
         if after_revision > self._revision:
             raise RevisionUnknown(str(after_revision), self._revision)
         if after_revision < self.ring_revision:
-            await self._check_kept(after_revision)
+            await self.check_kept(after_revision)
         subscription = Subscription(self)
         for subject in subjects:
             subscription.add(subject, after_revision)
         return subscription
+
+    async def check_kept(self, revision: int) -> None:
+        """Raises RevisionCompacted when the rows after a revision, which is not the newest, are no longer kept."""
+        rows = await self._read_after(revision, 1)
+        if not rows or rows[0].revision != revision + 1:
+            raise RevisionCompacted(revision, rows[0].revision if rows else self._revision + 1)
 
     async def read_behind(self, subjects: frozenset[str], revision: int) -> Page:
         """A page for a watcher that is behind the ring, never ahead of what `step` has read."""
@@ -169,6 +196,16 @@ class Tailer:
         if not watchers:
             del self._watchers[subject]
 
+    async def _skip_to(self, revision: int) -> None:
+        if self._watchers:
+            return
+        # Under the lock, because a page that is being read would otherwise bring the tailer back.
+        async with self._one_reader:
+            if not self._watchers and revision > self._revision:
+                self._ring.clear()
+                self._by_subject.clear()
+                self._revision = revision
+
     def _take(self, row: Row) -> None:
         self._revision = row.revision
         self._ring.append(row)
@@ -181,11 +218,6 @@ class Tailer:
                 del self._by_subject[subject]
         for subscription in self._watchers.get(row.subject, ()):
             subscription.notice(row)
-
-    async def _check_kept(self, revision: int) -> None:
-        rows = await self._read_after(revision, 1)
-        if not rows or rows[0].revision != revision + 1:
-            raise RevisionCompacted(revision, rows[0].revision if rows else self._revision + 1)
 
     async def _filtered(self, subjects: frozenset[str], revision: int, limit: int) -> Page:
         rows = await self._read_after(revision, limit)

@@ -4,32 +4,39 @@ import asyncio
 import secrets
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 from punchcard.wallet.v1 import wallet_pb2_grpc
-from services.chassis import command
+from services.chassis import command, journal
 from services.chassis.database import Database, connect, migrate
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.loops import Loop, Runner
 from services.chassis.server import RefusesToStart, Server
+from services.chassis.watch import Tailer, reader, refuse_behind
+from services.chassis.watch_stream import WatchStreams
+from services.wallet.command_line import statement_command, verify_command
 from services.wallet.commands import Command, Outcome
 from services.wallet.expirer import Expirer
 from services.wallet.grpc_api import ERRORS, SCOPES, SERVICE, WalletApi
+from services.wallet.grpc_watch import Watches
 from services.wallet.settings import WalletSettings
 from services.wallet.store import Store
 from services.wallet.store_audit import Audit
+from services.wallet.writer import SQL_FOLDER, writer_of
 
 FOLDER: Final = Path(__file__).parent
 MIGRATIONS: Final = FOLDER / "migrations"
+TAIL_SECONDS: Final = 0.5
+"""How often watchers are told of what other replicas wrote."""
 
 
 @asynccontextmanager
 async def opened(settings: WalletSettings) -> AsyncIterator[Database]:
     """The wallet's database, with a schema that is up to date."""
-    async with await connect(settings.database_url, [FOLDER / "sql"]) as database:
+    async with await connect(settings.database_url, [SQL_FOLDER]) as database:
         await command.refuse_old_schema("wallet", database, MIGRATIONS)
         yield database
 
@@ -40,7 +47,7 @@ async def scratch() -> AsyncIterator[Database]:
     with tempfile.TemporaryDirectory(prefix="punchcard-audit-") as folder:
         url = f"sqlite:{folder}/ledger.db"
         await asyncio.to_thread(migrate, url, MIGRATIONS)
-        async with await connect(url, [FOLDER / "sql"]) as database:
+        async with await connect(url, [SQL_FOLDER]) as database:
             yield database
 
 
@@ -52,8 +59,19 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
         scale = await store.open(secrets.token_hex(8))
         if scale != settings.token_scale:
             raise RefusesToStart(f"this ledger counts tokens with scale {scale}: WALLET_TOKEN_SCALE can't be changed")
-        committer: GroupCommitter[Command, Outcome] = GroupCommitter(store.run_group)
-        committer.start()
+        async with database.reading() as tx:
+            head = await journal.read_head(tx)
+        tailer = Tailer(reader(database), head.revision, read_subjects=refuse_behind)
+        tail = Loop("tailer", tailer.step, TAIL_SECONDS)
+        writer = writer_of(settings.database_url, settings.rules())
+
+        async def run_group(commands: Sequence[Command]) -> list[Outcome | Exception]:
+            results = await writer.run_group(commands)
+            if tailer.watched:
+                tail.wake()
+            return results
+
+        committer: GroupCommitter[Command, Outcome] = GroupCommitter(run_group)
         server = Server(
             settings,
             ERRORS,
@@ -62,18 +80,26 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
             lambda registrar: wallet_pb2_grpc.add_WalletServiceServicer_to_server(api, registrar),
             [SERVICE],
         )
-        api = WalletApi(store, committer, Audit(database, scratch), scale)
+        streams = WatchStreams(head.epoch, server.draining)
+        watches = Watches(store, database, tailer, streams, scale)
+        api = WalletApi(store, committer, Audit(database, scratch), watches, scale)
+        ending = asyncio.create_task(streams.end_when_draining(), name="watches")
         expirer = Loop("expirer", Expirer(store, committer).step, settings.expiry_interval_seconds)
-        runner = Runner([expirer])
+        runner = Runner([expirer, tail])
         try:
+            await writer.start()
+            committer.start()
             await server.start()
             runner.start()
             yield server
         finally:
             await server.drain()
+            ending.cancel()
             await runner.stop()
             await committer.close()
+            await writer.close()
 
 
 if __name__ == "__main__":
-    sys.exit(command.run("wallet", WalletSettings, MIGRATIONS, running))
+    commands = [statement_command(opened), verify_command(opened, scratch)]
+    sys.exit(command.run("wallet", WalletSettings, MIGRATIONS, running, commands))

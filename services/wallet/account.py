@@ -49,14 +49,14 @@ def open_at(state: State, actor: str, account_id: str, moment: Moment) -> None:
 
 def change_account(state: State, command: ChangeAccount, moment: Moment) -> Outcome:
     """Freezes, unfreezes or closes an account."""
-    account = find(state, command.account_id)
     done = state.changes.get((command.actor, command.change_id))
     if done is not None:
         same("account_id", done.account_id, command.account_id)
         same("change_id", f"{done.kind} {command.change_id}", f"{command.kind} {command.change_id}")
         same("forfeit_balance", bool(done.forfeit), command.forfeit)
         same("reference", done.reference, command.reference)
-        return Outcome(account, None, True)
+        return Outcome(find(state, command.account_id), None, True)
+    account = find(state, command.account_id)
     refuse_closed(account)
     facts: dict[str, object] = {"reference": command.reference} if command.reference else {}
     taken = 0

@@ -1,6 +1,7 @@
 """The wallet on the wire: decode, hand to the ledger, encode. No rule lives here."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -11,8 +12,10 @@ from services.chassis.errors import ErrorTable, InvalidField, Row, ServerBusy
 from services.chassis.fields import Checks
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.interceptors import log_cause
+from services.chassis.watch import RevisionCompacted, RevisionUnknown
 from services.wallet import errors, grpc_audit, grpc_messages, grpc_pages
 from services.wallet.commands import Command, Outcome
+from services.wallet.grpc_watch import Watches
 from services.wallet.store import Store
 from services.wallet.store_audit import Audit
 from services.wallet.store_reads import Place
@@ -40,6 +43,7 @@ SCOPES: Final[Mapping[str, str]] = {
     f"/{SERVICE}/UnfreezeAccount": "wallet.admin",
     f"/{SERVICE}/CloseAccount": "wallet.admin",
     f"/{SERVICE}/VerifyLedger": "wallet.admin",
+    f"/{SERVICE}/WatchBalance": "wallet.read",
 }
 """Which scope a method asks for. A method that is not here is open to nobody."""
 
@@ -66,6 +70,8 @@ ERRORS: Final = ErrorTable(
         errors.LotLimit: Row(_PRECONDITION, "LOT_LIMIT"),
         errors.InsufficientFunds: Row(_PRECONDITION, "INSUFFICIENT_FUNDS"),
         errors.BalanceLimit: Row(_PRECONDITION, "BALANCE_LIMIT"),
+        RevisionUnknown: Row(grpc.StatusCode.OUT_OF_RANGE, "REVISION_UNKNOWN"),
+        RevisionCompacted: Row(grpc.StatusCode.OUT_OF_RANGE, "REVISION_COMPACTED"),
     },
 )
 """How each refusal looks on the wire."""
@@ -78,13 +84,19 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
     """The methods of the wallet."""
 
     def __init__(
-        self, store: Store, committer: GroupCommitter[Command, Outcome], audit: Audit, token_scale: int
+        self,
+        store: Store,
+        committer: GroupCommitter[Command, Outcome],
+        audit: Audit,
+        watches: Watches,
+        token_scale: int,
     ) -> None:
         self._store = store
         self._audit = audit
         self._auditing = False
         self._committer = committer
         self._scale = token_scale
+        self._watches = watches
 
     async def OpenAccount(self, request: wallet_pb2.OpenAccountRequest, context: Any) -> wallet_pb2.OpenAccountResponse:
         outcome = await self._do(grpc_messages.open_account_command(request, current_principal()))
@@ -230,7 +242,7 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
 
     async def VerifyLedger(
         self, request: wallet_pb2.VerifyLedgerRequest, context: Any
-    ) -> AsyncIterator[wallet_pb2.VerifyLedgerResponse]:
+    ) -> AsyncGenerator[wallet_pb2.VerifyLedgerResponse, None]:
         checks = Checks()
         newest = await self._store.revision()
         if not 0 <= request.up_to_revision <= newest:
@@ -240,10 +252,19 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
             raise ServerBusy(1)
         self._auditing = True
         try:
-            async for event in self._audit.run(request.up_to_revision):
-                yield grpc_audit.audit_message(event)
+            async with aclosing(self._audit.run(request.up_to_revision)) as events:
+                async for event in events:
+                    yield grpc_audit.audit_message(event)
         finally:
             self._auditing = False
+
+    async def WatchBalance(
+        self, request: wallet_pb2.WatchBalanceRequest, context: Any
+    ) -> AsyncGenerator[wallet_pb2.WatchBalanceResponse, None]:
+        account_id = _readable_account(request.account_id)
+        async with aclosing(self._watches.watch(account_id, request.resume_token, current_principal())) as messages:
+            async for message in messages:
+                yield message
 
     async def _do(self, command: Command) -> Outcome:
         return await self._committer.submit(command)

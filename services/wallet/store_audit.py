@@ -5,7 +5,7 @@ the wallet goes on. No row is ever deleted and no key ever changes, so that a wa
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NamedTuple
 
@@ -80,10 +80,16 @@ class Audit:
         self._database = database
         self._scratch = scratch
 
-    async def run(self, up_to_revision: int = 0) -> AsyncIterator[Progress | Report]:
+    async def run(self, up_to_revision: int = 0) -> AsyncGenerator[Progress | Report, None]:
         """Says how far it is, and at last what it found, up to a revision or, with 0, to the newest."""
         async with self._database.reading() as tx:
-            head = await journal.read_head(tx)
+            try:
+                head = await journal.read_head(tx)
+            except LookupError as error:
+                rows = await journal.read_after(tx, 0, 1)
+                fault = Fault(FaultKind.JOURNAL, "", 0, "a head", "nothing", str(error)) if rows else None
+                yield Report(0, journal.FIRST_HASH, fault, {})
+                return
         revision = min(up_to_revision, head.revision) if up_to_revision else head.revision
         rebuilt = _Rebuilt(self._database, revision)
         try:
@@ -116,7 +122,7 @@ class _Rebuilt:
         self.hash: str = journal.FIRST_HASH
         self.counts: Counter[str] = Counter()
 
-    async def follow(self, scratch: Database) -> AsyncIterator[int]:
+    async def follow(self, scratch: Database) -> AsyncGenerator[int, None]:
         """Rebuilds page by page; says how many rows are done. Raises _Broken at the first that does not follow."""
         time_us = 0
         while self._done < self._revision:
@@ -129,11 +135,12 @@ class _Rebuilt:
             yield self._done
 
     def _check_chain(self, rows: Sequence[journal.Row], time_us: int) -> None:
-        expected = self._done + 1
-        if not rows or rows[0].revision != expected:
-            found = str(rows[0].revision) if rows else "nothing"
-            problem = f"revision {expected} of the journal is missing"
-            raise _Broken(Fault(FaultKind.JOURNAL, "", expected, str(expected), found, problem))
+        expected = range(self._done + 1, min(self._done + PAGE_ROWS, self._revision) + 1)
+        if len(rows) < len(expected):
+            there = {row.revision for row in rows}
+            missing = next(revision for revision in expected if revision not in there)
+            problem = f"revision {missing} of the journal is missing"
+            raise _Broken(Fault(FaultKind.JOURNAL, "", missing, str(missing), "nothing", problem))
         broken = rows[0] if rows[0].time_us < time_us else journal.verify_chain(rows, self.hash)
         if broken is not None:
             problem = f"revision {broken.revision} of the journal is not what was written"
@@ -162,7 +169,7 @@ class _Rebuilt:
             problem = f"the journal's head does not say the hash of its last row, revision {head.revision}"
             raise _Broken(Fault(FaultKind.JOURNAL, "", head.revision, self.hash, head.hash, problem))
 
-    async def compare(self, scratch: Database, projection: Projection) -> AsyncIterator[int]:
+    async def compare(self, scratch: Database, projection: Projection) -> AsyncGenerator[int, None]:
         """Holds every stored row against the rebuilt one; says how many are done. Raises _Broken at the first fault."""
         met = done = 0
         async for rows in _pages(self._database, projection):
@@ -232,7 +239,7 @@ class _Rebuilt:
                 raise _Broken(Fault(FaultKind.SUM, key[0], head_revision, expected, found, problem))
 
 
-async def _pages(database: Database, projection: Projection) -> AsyncIterator[list[Row]]:
+async def _pages(database: Database, projection: Projection) -> AsyncGenerator[list[Row], None]:
     """All rows of a projection in the order of its key."""
     after = projection.before_all
     more = True

@@ -7,6 +7,7 @@ it compares with, the replay of the journal and the check of its chain.
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,16 @@ import asyncpg
 
 from sandbox.stack import Stack
 from services.chassis import journal
-from services.wallet.holdings import Account, Reservation, ReservationState, State
+from services.wallet.holdings import (
+    Account,
+    AccountChange,
+    GrantRecord,
+    Lot,
+    Operation,
+    Reservation,
+    ReservationState,
+    State,
+)
 from services.wallet.journal_entry import apply
 from services.wallet.store_rows import entry_of
 from tests.acceptance.stacks import books, database_urls
@@ -26,7 +36,10 @@ from tests.acceptance.stacks import books, database_urls
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
 
-WALLET_TABLES: Final = ("accounts", "system_accounts", "reservations", "grants", "journal", "journal_head")
+WALLET_TABLES: Final = (
+    "accounts", "system_accounts", "reservations", "grants", "lots", "account_changes", "operations", "journal",
+    "journal_head",
+)  # fmt: skip
 BATCHER_TABLES: Final = ("jobs", "settlements", "attempts", "batches", "submissions", "journal", "journal_head")
 FINAL_STATES: Final = frozenset({"SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED", "REJECTED"})
 BATCHER: Final = "batcher"
@@ -96,6 +109,17 @@ def _replay_problems(wallet: Tables) -> Iterator[str]:
     yield from _differences("account", replayed, stored)
     reservations = {(row["created_by"], row["reservation_id"]): Reservation(**row) for row in wallet["reservations"]}
     yield from _differences("reservation", state.reservations, reservations)
+    lots = {lot_id: lot for of_account in state.lots.values() for lot_id, lot in of_account.items()}
+    yield from _differences("lot", lots, {row["lot_id"]: Lot(**row) for row in wallet["lots"]})
+    grants = {(row["created_by"], row["grant_id"]): GrantRecord(**row) for row in wallet["grants"]}
+    yield from _differences("grant", state.grants, grants)
+    operations = {
+        (row["created_by"], row["reservation_id"], row["operation_id"]): Operation(**row)
+        for row in wallet["operations"]
+    }
+    yield from _differences("operation", state.operations, operations)
+    changes = {(row["created_by"], row["change_id"]): AccountChange(**row) for row in wallet["account_changes"]}
+    yield from _differences("account change", state.changes, changes)
     system = {(row["account_id"], row["asset"]): row["balance"] for row in wallet["system_accounts"]}
     yield from _differences("system account", state.system, {key: value for key, value in system.items() if value})
 
@@ -107,11 +131,14 @@ def _differences(what: str, replayed: dict[Any, Any], stored: dict[Any, Any]) ->
 
 
 def _balance_problems(wallet: Tables) -> Iterator[str]:
-    """A balance = welcome + grants - committed + refunded; held = what open reservations hold; all sums are 0."""
+    """A balance = welcome + grants - revoked - lapsed - committed + refunded; held = what open reservations hold."""
     balances: Counter[str] = Counter()
     held: Counter[str] = Counter()
     for row in wallet["grants"]:
-        balances[row["account_id"]] += row["amount"]
+        balances[row["account_id"]] += row["amount"] - (row["revoked"] or 0)
+    for row in wallet["journal"]:
+        if row["kind"] in {"lapse", "close"}:
+            balances[row["subject"]] += json.loads(row["body"]).get("balance_change", 0)
     for row in wallet["reservations"]:
         balances[row["payer_account_id"]] += row["refunded"] - row["committed"]
         if row["state"] == ReservationState.HELD:

@@ -98,7 +98,7 @@ async def test_a_rejected_job_is_superseded_by_the_same_key(stores):
     assert not second.replayed
     assert [v.job.uid for v in await stores.jobs.views("alice", "", "", 10)] == [second.job.uid]
     assert await stores.jobs.pending_settlements("", 10) == [
-        (first.job.uid, Settlement(Action.RELEASE, 0, SettlementState.PENDING))
+        (first.job.uid, State.REJECTED, Settlement(Action.RELEASE, 0, SettlementState.PENDING))
     ]
 
 
@@ -374,7 +374,7 @@ async def test_whatever_runs_at_once_each_job_ends_and_settles_once(stores):
         return_exceptions=True,
     )
     pending = await stores.jobs.pending_settlements("", 100)
-    refusals = dict.fromkeys((uid for uid, _ in pending), "")
+    refusals = dict.fromkeys((uid for uid, _, _ in pending), "")
     settled = await asyncio.gather(*(stores.jobs.settle(refusals, stores.lease) for _ in range(3)))
 
     ends = [row for row in await stores.journal() if '"settlement": "PENDING"' in row.body]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from itertools import chain
 from pathlib import Path
 
 import asyncpg
@@ -132,3 +133,38 @@ async def test_an_append_that_is_rolled_back_leaves_no_trace(database: Database)
     async with database.reading() as tx:
         assert await journal.read_head(tx) == Head("epoch-1", 0, FIRST_HASH, 5)
         assert await journal.read_after(tx, 0, 10) == []
+
+
+async def pages(database: Database, revision: int, **bounds: int) -> list[list[int]]:
+    history = journal.history(database, revision, page_rows=3, **bounds)
+    return [[row.revision for row in page] async for page in history]
+
+
+async def test_a_history_comes_oldest_first_in_pages(database: Database):
+    """Each row once, wherever the bounds cut, and of no other subject."""
+    for time_us in range(10, 18):
+        async with database.transaction() as tx:
+            head = await journal.lock_head(tx)
+            previous = max(head.revision - 1, 0)
+            await journal.append(tx, head, [entry("alice", previous=previous), entry("bob")], time_us)
+    every = list(range(1, 16, 2))
+
+    assert await pages(database, 15) == [[1, 3], [5, 7, 9], [11, 13, 15]]
+    assert await pages(database, 9) == [[1, 3], [5, 7, 9]]
+    assert await pages(database, 0) == []
+    for after in range(17):
+        assert list(chain(*await pages(database, 15, after=after))) == [each for each in every if each > after]
+    for since_us in range(9, 19):
+        late = [each for each, time_us in zip(every, range(10, 18), strict=True) if time_us >= since_us]
+        assert list(chain(*await pages(database, 15, since_us=since_us))) == late
+
+
+async def test_a_history_with_a_hole_is_an_error_and_no_short_history(database: Database):
+    await append(database, entry("alice"), entry("alice"))
+    async with database.transaction() as tx:
+        head = await journal.lock_head(tx)
+        await journal.append(tx, head._replace(revision=9), [entry("alice", previous=7), entry("alice")], 9)
+
+    assert await pages(database, 2) == [[1, 2]]
+    with pytest.raises(LookupError, match="row 7"):
+        await pages(database, 11)

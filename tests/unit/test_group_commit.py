@@ -243,3 +243,23 @@ async def test_a_wrong_number_of_results_is_nobodys_success():
     with pytest.raises(RuntimeError, match="1 commands gave 2 results"):
         await committer.submit(2)
     await committer.close()
+
+
+async def test_a_lone_command_waits_for_nobody_and_a_crowd_for_what_the_loop_brings(store):
+    committer = GroupCommitter(store.run_group, gather_seconds=60)
+    committer.start()
+    crowd: list[asyncio.Future[int]] = []
+
+    async def come_one_by_one() -> None:
+        for number in range(2, 10, 2):
+            crowd.append(asyncio.ensure_future(committer.submit(number)))
+            await asyncio.sleep(0)
+
+    await committer.submit(0)
+    await come_one_by_one()
+    assert store.groups[:2] == [[0], [2]], "the first of the crowd could not know that others come"
+    await asyncio.gather(*crowd)
+    await asyncio.gather(*(committer.submit(number) for number in (10, 12)), come_one_by_one())
+    await asyncio.gather(*crowd)
+    assert store.groups[-1] == [10, 12, 2, 4, 6, 8]
+    await committer.close()

@@ -8,6 +8,7 @@ from services.batcher.grpc_watch import Watches
 from services.chassis.auth import Principal
 from services.chassis.journal import Row
 from services.chassis.watch import Page
+from services.chassis.watch_stream import WatchStreams
 
 
 class Pages:
@@ -29,7 +30,7 @@ class Pages:
 async def test_rows_that_a_watcher_is_not_told_of_still_bring_a_bookmark():
     """A provider that can't be reached fills the journal with tries; the watch must not fall silent over them."""
     row = Row(7, 1, "batch.submitting", "@batcher", "batch-1", 0, "{}", "0" * 64)
-    watches = Watches(None, None, "epoch", asyncio.Event())
+    watches = Watches(None, None, WatchStreams("epoch", asyncio.Event()))
     job = SimpleNamespace(uid="job-1", batch_id="batch-1")
 
     messages = watches._follow(Pages(Page([row], 7)), job, Principal("alice", frozenset(), float("inf")))
@@ -54,7 +55,7 @@ async def test_a_watcher_never_goes_back_and_is_told_of_no_step_twice():
     pages = Pages(
         Page([started], 7), Page([progress(6, 1), progress(8, 2)], 8), Page([progress(6, 1), progress(8, 2)], 8)
     )
-    watches = Watches(None, None, "epoch", asyncio.Event())
+    watches = Watches(None, None, WatchStreams("epoch", asyncio.Event()))
     job = SimpleNamespace(uid="job-1", batch_id="")
 
     messages = watches._follow(pages, job, Principal("alice", frozenset(), float("inf")))

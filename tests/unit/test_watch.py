@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from services.chassis import journal
 from services.chassis.journal import FIRST_HASH, Entry, Head, Row
 from services.chassis.watch import (
+    FallenBehind,
     Page,
     RevisionCompacted,
     RevisionUnknown,
@@ -19,6 +20,7 @@ from services.chassis.watch import (
     Tailer,
     decode_token,
     encode_token,
+    refuse_behind,
 )
 
 SUBJECTS = ["a", "b", "c", "d"]
@@ -71,7 +73,10 @@ async def drain(subscription: Subscription) -> list[int]:
 class Watcher:
     """A client that keeps what it got, by subject, and can come back with its last token."""
 
-    def __init__(self, tailer: Tailer, subscription: Subscription, subjects: set[str], revision: int) -> None:
+    def __init__(
+        self, log: Journal, tailer: Tailer, subscription: Subscription, subjects: set[str], revision: int
+    ) -> None:
+        self.log = log
         self.tailer = tailer
         self.subscription = subscription
         self.since = dict.fromkeys(subjects, revision)
@@ -101,7 +106,7 @@ class Watcher:
             revisions[:] = [revision for revision in revisions if revision <= self.revision]
         # A token may lie behind the snapshot of a subject that was added: then what that one held comes again too.
         self.since = {subject: min(since, self.revision) for subject, since in self.since.items()}
-        self.subscription = await self.tailer.subscribe(self.got, self.revision)
+        self.subscription = await self.tailer.subscribe(self.got, self.revision, self.log.head.revision)
 
     def check(self, rows: Sequence[Row]) -> None:
         for subject, got in self.got.items():
@@ -129,8 +134,8 @@ class Scene:
 
     async def watch(self, subjects: set[str], where: float) -> None:
         revision = round(where * self.log.head.revision)
-        subscription = await self.tailer.subscribe(subjects, revision)
-        self.watchers.append(Watcher(self.tailer, subscription, subjects, revision))
+        subscription = await self.tailer.subscribe(subjects, revision, self.log.head.revision)
+        self.watchers.append(Watcher(self.log, self.tailer, subscription, subjects, revision))
 
     async def read(self, number: int) -> None:
         for watcher in self.watchers[number : number + 1]:
@@ -192,7 +197,7 @@ def test_every_watcher_gets_every_row_of_its_subjects_once_and_in_order(
 async def test_a_waiting_watcher_is_woken_by_its_subject_alone():
     log = Journal()
     tailer = log.tailer()
-    subscription = await tailer.subscribe(["a"], 0)
+    subscription = await tailer.subscribe(["a"], 0, 0)
     waiting = asyncio.ensure_future(subscription.next(LONG))
     log.append("b")
     await tailer.step()
@@ -210,7 +215,7 @@ async def test_a_waiting_watcher_is_woken_by_its_subject_alone():
 async def test_one_read_serves_everybody_who_keeps_up():
     log = Journal()
     tailer = log.tailer()
-    subscriptions = [await tailer.subscribe(["a"], 0) for _ in range(100)]
+    subscriptions = [await tailer.subscribe(["a"], 0, 0) for _ in range(100)]
     log.append("a")
     await tailer.step()
 
@@ -221,7 +226,7 @@ async def test_one_read_serves_everybody_who_keeps_up():
 async def test_a_silent_watcher_is_never_behind():
     log = Journal()
     tailer = log.tailer(ring_rows_max=2)
-    subscription = await tailer.subscribe(["a"], 0)
+    subscription = await tailer.subscribe(["a"], 0, 0)
     for _ in range(10):
         log.append("b", "b")
         await catch_up(tailer)
@@ -236,11 +241,69 @@ async def test_a_snapshot_newer_than_the_tailer_is_followed_without_a_gap():
     log = Journal()
     tailer = log.tailer()
     log.append("a", "a")
-    subscription = await tailer.subscribe(["a"], 2)
+    subscription = await tailer.subscribe(["a"], 2, 2)
     log.append("a")
     await tailer.step()
 
     assert await drain(subscription) == [3]
+
+
+async def test_nothing_is_read_for_nobody():
+    log = Journal()
+    tailer = log.tailer()
+    log.append(*"aaa")
+    assert not await tailer.step()
+    with await tailer.subscribe(["a"], 3, 3):
+        assert tailer.watched
+    log.append("a")
+    assert not await tailer.step()
+
+    assert not tailer.watched
+    assert log.reads == 0
+
+
+async def test_the_first_watcher_takes_the_tailer_to_the_head():
+    """What was written while nobody watched is read neither for the one who has a snapshot nor for others."""
+    log = Journal()
+    tailer = log.tailer(ring_rows_max=5)
+    (await tailer.subscribe(["a"], 0, 0)).close()
+    log.append(*"ab" * 50)
+    subscription = await tailer.subscribe(["a"], 100, 100)
+    assert (tailer.revision, log.reads) == (100, 0)
+    log.append("b", "a")
+    await tailer.step()
+
+    assert await drain(subscription) == [102]
+    assert log.reads == 1
+
+
+async def test_a_page_on_its_way_does_not_bring_the_tailer_back():
+    """The last watcher leaves while a page is read for it, and the next one comes with a newer snapshot."""
+    log = Journal()
+    tailer = log.tailer(page_rows=1)
+    first = await tailer.subscribe(["a"], 0, 0)
+    log.append(*"aaa")
+    reading = asyncio.ensure_future(tailer.step())
+    await asyncio.sleep(0)
+    first.close()
+    second = await tailer.subscribe(["a"], 3, 3)
+    await reading
+    log.append("a")
+    await catch_up(tailer)
+
+    assert await drain(second) == [4]
+    assert tailer.revision == 4
+
+
+async def test_a_watcher_behind_the_ring_may_be_sent_away():
+    log = Journal()
+    tailer = Tailer(log.read_after, 0, read_subjects=refuse_behind, ring_rows_max=2)
+    subscription = await tailer.subscribe(["a"], 0, 0)
+    log.append(*"aaaaaa")
+    await catch_up(tailer)
+
+    with pytest.raises(FallenBehind):
+        await subscription.next(SOON)
 
 
 async def test_a_revision_of_the_future_is_an_error_and_not_a_hang():
@@ -248,7 +311,7 @@ async def test_a_revision_of_the_future_is_an_error_and_not_a_hang():
     log.append("a")
     tailer = log.tailer()
     with pytest.raises(RevisionUnknown) as caught:
-        await tailer.subscribe(["a"], 2)
+        await tailer.subscribe(["a"], 2, 1)
 
     assert caught.value.metadata == {"revision": "2", "current_revision": "1"}
 
@@ -259,8 +322,8 @@ async def test_a_revision_whose_rows_are_gone_is_an_error():
     log.oldest = 4
     tailer = log.tailer()
     with pytest.raises(RevisionCompacted) as caught:
-        await tailer.subscribe(["a"], 2)
-    kept = await tailer.subscribe(["a"], 3)
+        await tailer.subscribe(["a"], 2, 5)
+    kept = await tailer.subscribe(["a"], 3, 5)
 
     assert caught.value.metadata == {"revision": "2", "oldest_revision": "4"}
     assert await drain(kept) == [4, 5]
@@ -269,7 +332,7 @@ async def test_a_revision_whose_rows_are_gone_is_an_error():
 async def test_a_watcher_slower_than_what_is_kept_learns_it():
     log = Journal()
     tailer = log.tailer(ring_rows_max=2)
-    subscription = await tailer.subscribe(["a"], 0)
+    subscription = await tailer.subscribe(["a"], 0, 0)
     log.append(*"aaaaaa")
     await catch_up(tailer)
     log.oldest = 4
@@ -287,7 +350,7 @@ async def test_a_store_may_read_the_past_in_its_own_way():
         return Page([row for row in log.rows if row.subject in subjects and row.revision > revision], 4)
 
     tailer = Tailer(log.read_after, log.head.revision, read_subjects=read_subjects, page_rows=7)
-    subscription = await tailer.subscribe(["a"], 1)
+    subscription = await tailer.subscribe(["a"], 1, 4)
 
     assert await drain(subscription) == [3]
     assert asked == [(frozenset("a"), 1, 7)]
@@ -296,7 +359,7 @@ async def test_a_store_may_read_the_past_in_its_own_way():
 async def test_a_subject_that_was_removed_is_silent():
     log = Journal()
     tailer = log.tailer()
-    with await tailer.subscribe(["a", "b"], 0) as subscription:
+    with await tailer.subscribe(["a", "b"], 0, 0) as subscription:
         log.append("a", "b")
         await tailer.step()
         subscription.remove("a")

@@ -177,8 +177,9 @@ INSERT INTO settlements (uid, action, amount, state, create_time_us, update_time
 VALUES (:uid, :action, :amount, 'PENDING', :create_time_us, :create_time_us, '');
 
 -- name: settlements_pending(after_uid, count)
-SELECT uid, action, amount, state FROM settlements WHERE state = 'PENDING' AND uid > :after_uid
-ORDER BY uid LIMIT :count;
+SELECT s.uid, s.action, s.amount, s.state, j.state AS job_state FROM settlements s JOIN jobs j ON j.uid = s.uid
+WHERE s.state = 'PENDING' AND s.uid > :after_uid
+ORDER BY s.uid LIMIT :count;
 
 -- name: settlements_lock(uids)
 SELECT uid, action, amount, state FROM settlements WHERE uid IN (SELECT value FROM json_each(:uids)) ORDER BY uid;

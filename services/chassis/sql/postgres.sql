@@ -40,6 +40,17 @@ WITH RECURSIVE walk AS (
 )
 SELECT revision, time_us, kind, actor, subject, previous, body, hash FROM walk ORDER BY revision DESC;
 
+-- name: journal_page_start(revision, after, count)^
+-- The oldest row of the page that a walk back from this revision makes: no more than so many rows, all behind `after`.
+WITH RECURSIVE walk AS (
+    SELECT revision, previous, time_us, 1::bigint AS step FROM journal WHERE revision = :revision
+    UNION ALL
+    SELECT journal.revision, journal.previous, journal.time_us, walk.step + 1
+    FROM walk JOIN journal ON journal.revision = walk.previous
+    WHERE walk.step < :count::bigint AND walk.previous > :after::bigint
+)
+SELECT previous, time_us FROM walk ORDER BY revision LIMIT 1;
+
 -- name: lease_acquire(name, holder, now_us, expire_time_us)^
 INSERT INTO leases (name, holder, fence, expire_time_us) VALUES (:name, :holder, 1, :expire_time_us)
 ON CONFLICT (name) DO UPDATE

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import aiosqlite
 
@@ -43,6 +43,7 @@ _LOST: Final = {
     sqlite3.SQLITE_NOMEM,
 }
 
+_AnyConnection: TypeAlias = "_Connection | _InlineConnection"
 Batches = Sequence[tuple[str, Sequence[Sequence[Any]]]]
 T = TypeVar("T")
 
@@ -71,6 +72,31 @@ class _Connection(aiosqlite.Connection):
         await asyncio.to_thread(self._thread.join)
 
 
+class _InlineConnection:
+    """The writer of a process that has nothing else to do: a thread would only cost it two hops a statement."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    async def call(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Runs a function at once."""
+        try:
+            return function(self._connection)
+        except sqlite3.Error as error:
+            translated = _translated(error)
+            if translated is error:
+                raise
+            raise translated from error
+
+    async def undo(self) -> None:
+        """Rolls back what is open."""
+        await self.call(lambda connection: connection.rollback() if connection.in_transaction else None)
+
+    async def end(self) -> None:
+        """Closes."""
+        self._connection.close()
+
+
 def _translated(error: sqlite3.Error) -> Exception:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _RETRIABLE:
@@ -82,7 +108,7 @@ class _SqliteTransaction(Transaction):
     def __init__(
         self,
         statements: Mapping[str, Statement],
-        connection: _Connection,
+        connection: _AnyConnection,
         begin: str,
         clock_us: Callable[[], int],
     ) -> None:
@@ -180,7 +206,7 @@ class SqliteDatabase(Database):
     def __init__(
         self,
         statements: Mapping[str, Statement],
-        connections: Sequence[_Connection],
+        connections: Sequence[_AnyConnection],
         timeout_seconds: float,
         clock_us: Callable[[], int],
     ) -> None:
@@ -188,8 +214,8 @@ class SqliteDatabase(Database):
         self._connections = connections
         self._timeout_seconds = timeout_seconds
         self._clock_us = clock_us
-        self._writer: asyncio.Queue[_Connection] = asyncio.Queue()
-        self._readers: asyncio.Queue[_Connection] = asyncio.LifoQueue()
+        self._writer: asyncio.Queue[_AnyConnection] = asyncio.Queue()
+        self._readers: asyncio.Queue[_AnyConnection] = asyncio.LifoQueue()
         self._writer.put_nowait(connections[0])
         for reader in connections[1:]:
             self._readers.put_nowait(reader)
@@ -202,10 +228,14 @@ class SqliteDatabase(Database):
         pool_size: int,
         timeout_seconds: float,
         clock_us: Callable[[], int],
+        writes_only: bool = False,
     ) -> Self:
         """Opens a file that a migration has made; raises StoreUnavailable when there is none."""
         connections: list[_Connection] = []
         try:
+            if writes_only:
+                inline = _InlineConnection(_opened(path, timeout_seconds, read_only=False))
+                return cls(statements, [inline], timeout_seconds, clock_us)
             for number in range(1 + pool_size):
                 connection = _Connection(partial(_opened, path, timeout_seconds, number > 0), iter_chunk_size=64)
                 connections.append(connection)
@@ -257,14 +287,14 @@ class SqliteDatabase(Database):
         for connection in self._connections:
             await connection.end()
 
-    async def _taken(self, pool: asyncio.Queue[_Connection]) -> _Connection:
+    async def _taken(self, pool: asyncio.Queue[_AnyConnection]) -> _AnyConnection:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return await pool.get()
         except TimeoutError as error:
             raise Conflict("no connection came free in time") from error
 
-    def _returned(self, pool: asyncio.Queue[_Connection], connection: _Connection) -> asyncio.Future[None]:
+    def _returned(self, pool: asyncio.Queue[_AnyConnection], connection: _AnyConnection) -> asyncio.Future[None]:
         """Rolls back and only then gives the connection to others, even if nobody waits for it any more."""
         undone = asyncio.ensure_future(connection.undo())
 

@@ -189,7 +189,8 @@ SELECT * FROM unnest(
 );
 
 -- name: move_system_account(account_id, asset, change)!
-INSERT INTO system_accounts (account_id, asset, balance) VALUES (:account_id, :asset, :change)
+INSERT INTO system_accounts (account_id, asset, balance)
+SELECT * FROM unnest(:account_id::text[], :asset::text[], :change::bigint[])
 ON CONFLICT (account_id, asset) DO UPDATE SET balance = system_accounts.balance + excluded.balance;
 
 -- name: sum_balances()

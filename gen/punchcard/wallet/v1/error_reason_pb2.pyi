@@ -128,7 +128,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 
     Each comment says when the error happens, its status code, and shows its metadata. Metadata keys are never removed.
     Numbers in metadata are decimal strings in the asset's smallest unit. When several errors apply, the one that stands
-    first in this list is given.
+    first in this list is given; but a key is looked up before anything else in the ledger, so that IDEMPOTENCY_MISMATCH, and
+    RESERVATION_RELEASED of a tombstone, come before whatever the command would have been refused for otherwise.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0

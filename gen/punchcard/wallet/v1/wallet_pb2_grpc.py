@@ -162,7 +162,7 @@ class WalletServiceServicer:
     def OpenAccount(self, request, context):
         """Opens an account and grants it the welcome bonus, once for ever.
 
-        Scope: account.open. Errors: ACCOUNT_NOT_FOUND (the caller may not act for this account).
+        Scope: account.open. Errors: ACCOUNT_NOT_FOUND (the caller may not act for this account), ACCOUNT_CLOSED.
         Retry: safe, the account id is the key.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice"}' localhost:50051 punchcard.wallet.v1.WalletService/OpenAccount
@@ -340,7 +340,7 @@ class WalletServiceServicer:
         Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND (or not opened yet at that time), INVALID_FIELD (a time to come).
         Retry: safe, a read.
 
-        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "time": "2026-11-25T00:00:00Z"}' localhost:50051 punchcard.wallet.v1.WalletService/GetBalanceAt
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "time": "'$(date -u +%FT%TZ)'"}' localhost:50051 punchcard.wallet.v1.WalletService/GetBalanceAt
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,7 @@ class WalletServiceStub:
     OpenAccount: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.OpenAccountRequest, _wallet_pb2.OpenAccountResponse]
     """Opens an account and grants it the welcome bonus, once for ever.
 
-    Scope: account.open. Errors: ACCOUNT_NOT_FOUND (the caller may not act for this account).
+    Scope: account.open. Errors: ACCOUNT_NOT_FOUND (the caller may not act for this account), ACCOUNT_CLOSED.
     Retry: safe, the account id is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice"}' localhost:50051 punchcard.wallet.v1.WalletService/OpenAccount
@@ -168,7 +168,7 @@ class WalletServiceStub:
     Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND (or not opened yet at that time), INVALID_FIELD (a time to come).
     Retry: safe, a read.
 
-      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "time": "2026-11-25T00:00:00Z"}' localhost:50051 punchcard.wallet.v1.WalletService/GetBalanceAt
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "time": "'$(date -u +%FT%TZ)'"}' localhost:50051 punchcard.wallet.v1.WalletService/GetBalanceAt
     """
     WatchBalance: _grpc.UnaryStreamMultiCallable[_wallet_pb2.WatchBalanceRequest, _wallet_pb2.WatchBalanceResponse]
     """Streams an account's balance: a snapshot, a bookmark, then each change as it happens, once and in order, for as long as
@@ -234,7 +234,7 @@ class WalletServiceAsyncStub(WalletServiceStub):
     OpenAccount: _aio.UnaryUnaryMultiCallable[_wallet_pb2.OpenAccountRequest, _wallet_pb2.OpenAccountResponse]  # type: ignore[assignment]
     """Opens an account and grants it the welcome bonus, once for ever.
 
-    Scope: account.open. Errors: ACCOUNT_NOT_FOUND (the caller may not act for this account).
+    Scope: account.open. Errors: ACCOUNT_NOT_FOUND (the caller may not act for this account), ACCOUNT_CLOSED.
     Retry: safe, the account id is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice"}' localhost:50051 punchcard.wallet.v1.WalletService/OpenAccount
@@ -356,7 +356,7 @@ class WalletServiceAsyncStub(WalletServiceStub):
     Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND (or not opened yet at that time), INVALID_FIELD (a time to come).
     Retry: safe, a read.
 
-      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "time": "2026-11-25T00:00:00Z"}' localhost:50051 punchcard.wallet.v1.WalletService/GetBalanceAt
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "time": "'$(date -u +%FT%TZ)'"}' localhost:50051 punchcard.wallet.v1.WalletService/GetBalanceAt
     """
     WatchBalance: _aio.UnaryStreamMultiCallable[_wallet_pb2.WatchBalanceRequest, _wallet_pb2.WatchBalanceResponse]  # type: ignore[assignment]
     """Streams an account's balance: a snapshot, a bookmark, then each change as it happens, once and in order, for as long as
@@ -425,7 +425,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_wallet_pb2.OpenAccountResponse, _abc.Awaitable[_wallet_pb2.OpenAccountResponse]]:
         """Opens an account and grants it the welcome bonus, once for ever.
 
-        Scope: account.open. Errors: ACCOUNT_NOT_FOUND (the caller may not act for this account).
+        Scope: account.open. Errors: ACCOUNT_NOT_FOUND (the caller may not act for this account), ACCOUNT_CLOSED.
         Retry: safe, the account id is the key.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice"}' localhost:50051 punchcard.wallet.v1.WalletService/OpenAccount
@@ -631,7 +631,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND (or not opened yet at that time), INVALID_FIELD (a time to come).
         Retry: safe, a read.
 
-          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "time": "2026-11-25T00:00:00Z"}' localhost:50051 punchcard.wallet.v1.WalletService/GetBalanceAt
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "time": "'$(date -u +%FT%TZ)'"}' localhost:50051 punchcard.wallet.v1.WalletService/GetBalanceAt
         """
 
     @_abc_1.abstractmethod
