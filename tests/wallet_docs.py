@@ -32,6 +32,8 @@ class Promise(NamedTuple):
     item_errors: frozenset[str]
     """Of each item of a batch."""
     changes_nothing: bool
+    one_at_a_time: bool
+    """Whether SERVER_BUSY may come because of another call of the same method."""
 
 
 def reasons() -> dict[str, Reason]:
@@ -65,6 +67,7 @@ def promises() -> dict[str, Promise]:
             errors=common if "errors of an item" in text else own[name] | common,
             item_errors=own[name] | {"INVALID_FIELD"} if "errors of an item" in text else frozenset(),
             changes_nothing="a read" in text or "nothing is changed" in text or name in streams,
+            one_at_a_time=bool(re.search(r"Limits:.*one .* at a time \(SERVER_BUSY\)", text)),
         )
         for name, text in texts.items()
     }

@@ -46,6 +46,14 @@ class Answer(NamedTuple):
     status: status_pb2.Status | None = None
 
     @property
+    def retry_seconds(self) -> float:
+        """After how long the refusal asks to be tried again."""
+        info = error_details_pb2.RetryInfo()
+        assert self.status is not None
+        assert any(detail.Unpack(info) for detail in self.status.details)
+        return float(info.retry_delay.ToMilliseconds()) / 1_000
+
+    @property
     def items(self) -> Sequence[Any]:
         """The results of a batch."""
         return getattr(self.message, "results", ())
@@ -166,6 +174,7 @@ def watched(url: str) -> Iterator[Eye]:
         yield eye
 
 
+HOLDS: Final = ("held", "late", "committed", "released", "small", "pinned")
 ACCOUNTS: Final = ("rich", "poor", "lots", "frozen", "closed")
 
 
@@ -185,33 +194,38 @@ def settle_world(wire: Wire, name: str) -> dict[str, list[str]]:
     do("Grant", account_id="rich", grant_id=grants[0], amount=9)
     do("Grant", account_id="lots", grant_id=grants[1], amount=9, lifetime=Duration(seconds=3600), priority=7)
     do("Grant", account_id="lots", grant_id=grants[2], amount=9, lifetime=Duration(seconds=1))
-    states = ("held", "late", "committed", "released", "small", "pinned")
-    holds = [f"{name}-{state}" for state in states]
-    for hold, account_id in zip(holds, ("rich", "rich", "rich", "rich", "poor", "lots"), strict=True):
-        seconds = 1 if hold.endswith("-late") else 3600
-        fields = {"account_id": account_id, "amount": 5 if account_id != "poor" else 1}
-        do("Reserve", reservation_id=hold, hold_duration=Duration(seconds=seconds), **fields)
-    do("Commit", reservation_id=holds[2], amount=4)
-    do("Refund", reservation_id=holds[2], refund_id="refund-1", amount=1)
-    do("Refund", reservation_id=holds[3])
-    do("Amend", reservation_id=holds[0], amend_id="amend-1", amount=4)
+    holds = {state: [f"{name}-{state}-{number}" for number in range(3)] for state in HOLDS}
+    for state, ids in holds.items():
+        account_id, amount = {"small": ("poor", 1), "pinned": ("lots", 2)}.get(state, ("rich", 5))
+        seconds = 1 if state == "late" else 3600
+        for hold in ids:
+            duration = Duration(seconds=seconds)
+            do("Reserve", account_id=account_id, reservation_id=hold, amount=amount, hold_duration=duration)
+    for committed, released, held in zip(holds["committed"], holds["released"], holds["held"], strict=True):
+        do("Commit", reservation_id=committed, amount=4)
+        do("Refund", reservation_id=committed, refund_id="refund-1", amount=1)
+        do("Refund", reservation_id=released)
+        do("Amend", reservation_id=held, amend_id="amend-1", amount=4)
     do("FreezeAccount", account_id="frozen", change_id="freeze-1")
     do("CloseAccount", account_id="closed", change_id="close-1", forfeit_balance=True)
     words = {
-        "account_id": [*ACCOUNTS[:3], *ACCOUNTS, "nobody", f"new-{name}"],
-        "reservation_id": [*holds, holds[0], f"{name}-unknown", f"{name}-next"],
-        "grant_id": [*grants, "wealth", "welcome:rich", f"{name}-next"],
+        "account_id": [*ACCOUNTS[:3] * 2, *ACCOUNTS, "nobody", f"new-{name}"],
+        "reservation_id": [
+            *(hold for ids in holds.values() for hold in ids),
+            *(f"{name}-next-{number}" for number in range(6)),
+        ],
+        "grant_id": [*grants, "wealth", "welcome:rich", *(f"{name}-next-{number}" for number in range(8))],
         "refund_id": ["", "", "refund-1", "amend-1", "refund-2"],
         "amend_id": ["amend-1", "refund-1", "amend-2"],
-        "change_id": ["freeze-1", "close-1", "change-2"],
-        "created_by": ["", "", "", MAKER, "somebody"],
-        "payer_account_id": ["", "", *ACCOUNTS, "nobody"],
+        "change_id": ["freeze-1", "close-1", *(f"{name}-{number}" for number in range(4))],
+        "created_by": ["", "", "", "", "", "", MAKER, "somebody"],
+        "payer_account_id": ["", "", "", "", "", *ACCOUNTS, "nobody"],
         "reference": ["", "why"],
         "price_version": ["", "v1"],
     }
     tokens = [token for account_id in ACCOUNTS for token in _tokens(do, account_id)]
     everything = sorted({word for some in words.values() for word in some} | set(tokens))
-    return {**words, "page_token": ["", *tokens], "resume_token": ["", *tokens], "": everything}
+    return {**words, "page_token": [""] * 10 + tokens, "resume_token": [""] * 10 + tokens, "": everything}
 
 
 def _tokens(do: Any, account_id: str) -> Iterator[str]:
