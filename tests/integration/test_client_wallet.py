@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from punchcard.wallet.v1.wallet_pb2_grpc import WalletServiceAsyncStub
 
 MINUTE = timedelta(minutes=1)
-SECOND = timedelta(seconds=1)
+SHORT = timedelta(seconds=2)
 NOT_AGAIN = BackoffPolicy(first_seconds=0.001, longest_seconds=0.002, outage_seconds=0.0)
 
 
@@ -140,7 +140,7 @@ async def state_of(wallet: WalletServiceAsyncStub, reservation_id: str) -> str:
 
 async def test_work_may_take_longer_than_its_hold(wallet: WalletServiceAsyncStub, listener: Any) -> None:
     """The hold is extended at half of its life, each time under a key of its own, as long as the block runs."""
-    async with reserved(listener, "ann", "ann-1", 5, SECOND) as hold:
+    async with reserved(listener, "ann", "ann-1", 5, SHORT) as hold:
         ends = [hold.reservation.expire_time.ToNanoseconds()]
         for _ in range(3):
             await listener.answers["Amend"].get()
@@ -174,7 +174,7 @@ async def test_work_whose_hold_is_lost_is_cancelled(wallet: WalletServiceAsyncSt
     ended: list[BaseException] = []
 
     async def work() -> None:
-        async with reserved(wallet, "ann", "ann-1", 5, SECOND):
+        async with reserved(wallet, "ann", "ann-1", 5, SHORT):
             await lose(wallet, "ann-1")
             await forever(ended)
 
@@ -193,7 +193,7 @@ async def test_work_that_does_not_heed_the_loss_of_its_hold_is_not_charged(walle
     """Whoever swallows the cancellation learns of the loss at the end of the block."""
 
     async def work() -> None:
-        async with reserved(wallet, "ann", "ann-1", 5, SECOND):
+        async with reserved(wallet, "ann", "ann-1", 5, SHORT):
             await lose(wallet, "ann-1")
             with suppress(asyncio.CancelledError):
                 await forever()
@@ -208,7 +208,7 @@ async def test_an_error_of_work_whose_hold_was_lost_goes_on_and_mentions_it(wall
     """The error is the work's, and a note tells of the hold."""
 
     async def work() -> None:
-        async with reserved(wallet, "ann", "ann-1", 5, SECOND):
+        async with reserved(wallet, "ann", "ann-1", 5, SHORT):
             await lose(wallet, "ann-1")
             try:
                 await forever()
@@ -227,7 +227,7 @@ async def test_a_task_that_is_cancelled_while_its_hold_is_lost_stays_cancelled(w
     async def work() -> None:
         task = asyncio.current_task()
         assert task is not None
-        async with reserved(wallet, "ann", "ann-1", 5, SECOND):
+        async with reserved(wallet, "ann", "ann-1", 5, SHORT):
             await lose(wallet, "ann-1")
             try:
                 await forever()
@@ -245,7 +245,7 @@ async def test_a_hold_that_cannot_be_extended_is_lost_at_its_end(
     listener.lead("Amend", nobody)
 
     with pytest.raises(HoldLost, match="could not be extended in time"):
-        async with reserved(listener, "ann", "ann-1", 5, SECOND):
+        async with reserved(listener, "ann", "ann-1", 5, SHORT):
             await forever()
 
     assert await state_of(wallet, "ann-1") in {"RELEASED", "EXPIRED"}
@@ -258,7 +258,7 @@ async def test_work_may_be_charged_late_where_that_is_allowed(
     """The hold runs out, the block goes on, and its end takes what the account has."""
     listener.lead("Amend", nobody)
 
-    async with reserved(listener, "ann", "ann-1", 5, SECOND, allow_late=True):
+    async with reserved(listener, "ann", "ann-1", 5, SHORT, allow_late=True):
         while await state_of(wallet, "ann-1") == "HELD":
             pass
 

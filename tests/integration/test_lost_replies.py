@@ -92,7 +92,7 @@ async def test_a_block_does_not_notice_that_each_of_its_commands_loses_its_conne
 
         async def block() -> None:
             wire.next_cut = cut
-            async with reserved(wallet, "ann", "ann-1", 4, timedelta(seconds=1)):  # type: ignore[arg-type]
+            async with reserved(wallet, "ann", "ann-1", 4, timedelta(seconds=2)):  # type: ignore[arg-type]
                 if cut.is_after_the_deed:
                     # A Reserve that had been done looks like another run's, so that its hold is extended at once.
                     await wallet.answers["Amend"].get()
