@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import grpc
+import pytest
 
 from punchcard.wallet.v1 import error_reason_pb2, wallet_pb2, wallet_pb2_grpc
 from punchcard_client import reason_of
@@ -25,6 +27,20 @@ CHANNELS_PER_REPLICA: Final = 4
 TRIES_MAX: Final = 20
 METADATA: Final = bearer(MAKER, f"{EVERY_SCOPE} wallet.admin", audience="punchcard.wallet")
 _OPTIONS: Final = (("grpc.use_local_subchannel_pool", 1),)
+
+
+SEED: Final = int(os.environ.get("PROOF_SEED", "1"))
+"""Chooses what clients ask for and when a wallet is killed: set it to try another load, or the one that failed."""
+
+
+@contextmanager
+def replayable(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Says with a failure how to try the same again."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"replay with: PROOF_SEED={SEED} pytest '{request.node.nodeid}'")
+        raise
 
 
 class Replica:

@@ -16,11 +16,10 @@ from google.protobuf.duration_pb2 import Duration
 from punchcard.wallet.v1 import wallet_pb2
 from services.wallet.grpc_messages import KINDS
 from tests.wallet_audit import audited, sampled
-from tests.wallet_load import Load, Replica, replicas_at, verified
+from tests.wallet_load import SEED, Load, Replica, replayable, replicas_at, verified
 from tests.wallet_mix import DONE, REPLAYED, Act, unkept
 from tests.wallet_processes import WalletProcess, wallet_processes
 
-SEED = int(os.environ.get("PROOF_SEED", "1"))
 CLIENTS = 200
 SPREAD_ACCOUNTS = [f"user-{number}" for number in range(10_000)]
 RESERVED = 75
@@ -84,11 +83,18 @@ def half_hot(number: int) -> list[str]:
         pytest.param(spread, 150, id="10000-accounts", marks=pytest.mark.slow),
     ],
 )
-async def test_no_promise_breaks_under_load(wallet: Wallet, replicas: list[Replica], accounts, steps: int) -> None:
+async def test_no_promise_breaks_under_load(
+    wallet: Wallet, replicas: list[Replica], accounts, steps: int, request: pytest.FixtureRequest
+) -> None:
     """Every snapshot keeps the invariants; every acknowledged command is in the ledger once, and no refused one."""
     load = Load(f"{SEED}-{accounts.__name__}", CLIENTS, accounts)
     await fund(replicas[0], "hot", 10_000)
 
+    with replayable(request):
+        await check_under_load(wallet, replicas, load, steps)
+
+
+async def check_under_load(wallet: Wallet, replicas: list[Replica], load: Load, steps: int) -> None:
     async with sampled(wallet.url) as sampler:
         running = asyncio.create_task(load.run(replicas, steps))
         while not running.done():

@@ -1,12 +1,11 @@
 """The wallet is killed with SIGKILL in the middle of its work, again and again, and nothing that it said is lost.
 
 Clients keep their own book of what they sent and heard. After each kill the database is audited while nobody serves it;
-then the wallet is started on it, and what was left without an answer is sent again. When a moment is chosen by another
-seed: PROOF_SEED=7 pytest <this file>, as a failure says too.
+then the wallet is started on it, and what was left without an answer is sent again. Other moments: PROOF_SEED=7 pytest
+<this file>.
 """
 
 import asyncio
-import os
 import random
 import time
 from collections import deque
@@ -17,17 +16,17 @@ from typing import NamedTuple
 import asyncpg
 import pytest
 
-from tests.wallet_audit import Ledger, audited
-from tests.wallet_load import REFUSALS, Replica, replicas_at
+from tests.wallet_audit import Ledger, audited, sampled
+from tests.wallet_load import REFUSALS, SEED, Replica, replayable, replicas_at
 from tests.wallet_mix import DONE, LOST, REPLAYED, Act, Mix, Tried, unkept
 from tests.wallet_processes import WalletProcess, wallet_processes
 
-SEED = int(os.environ.get("PROOF_SEED", "1"))
 CLIENTS = 40
 ACCOUNTS = ["hot", *(f"user-{number}" for number in range(50))]
 ANSWERS_MAX = 600
 """The kill comes behind so many answers at most."""
 PATIENCE_SECONDS = 60.0
+SETTINGS = {"WALLET_EXPIRY_INTERVAL_SECONDS": "0.05", "WALLET_GRACE_SECONDS": "1"}
 STARTING_SECONDS_MAX = 0.9
 """A start takes about a second; some kills come into it."""
 
@@ -49,8 +48,7 @@ class Unanswered(NamedTuple):
 @pytest.fixture
 def wallet(database_url: str, tmp_path: Path) -> Iterator[Killed]:
     """One wallet process on each database in turn; overdue holds are swept all the time."""
-    settings = {"WALLET_EXPIRY_INTERVAL_SECONDS": "0.05", "WALLET_GRACE_SECONDS": "1"}
-    with wallet_processes(database_url, tmp_path, 1, settings) as (process,):
+    with wallet_processes(database_url, tmp_path, 1, SETTINGS) as (process,):
         yield Killed(database_url, process)
 
 
@@ -61,17 +59,13 @@ async def test_a_killed_wallet_has_kept_all_that_it_said_and_nothing_by_halves(
     """Acknowledged commands are in the ledger, unacknowledged ones whole or not at all, and retries end well."""
     moments = random.Random(f"moments/{SEED}")
     clients = [Mix(f"{SEED}/{number}", ACCOUNTS, deque(maxlen=50)) for number in range(CLIENTS)]
-    try:
+    with replayable(request):
         for number in range(rounds):
             lost = await work_until_killed(wallet, clients, moments)
             ledger = await audit_alone(wallet.url)
             assert unkept(ledger, tried_by(clients)) == []
             await start_again(wallet.process, moments, also_kill=number % 4 == 3)
             await retry(wallet, lost, ledger)
-    except BaseException as error:
-        path = request.node.nodeid.partition("[")[0]
-        error.add_note(f"replay with: PROOF_SEED={SEED} pytest '{path}[{request.node.callspec.id}]'")
-        raise
 
     await asyncio.to_thread(wallet.process.stop)
     ledger = await audit_alone(wallet.url)
@@ -165,3 +159,52 @@ def has_a_key_of_its_own(act: Act) -> bool:
     return act.method not in {"OpenAccount", "Commit", "Refund"} or (
         act.method == "Refund" and bool(act.request.refund_id)
     )
+
+
+@pytest.mark.parametrize("rounds", [pytest.param(2, id="2"), pytest.param(25, id="25", marks=pytest.mark.slow)])
+async def test_what_a_killed_replica_left_is_done_by_another(
+    postgres_url: str, tmp_path: Path, rounds: int, request: pytest.FixtureRequest
+) -> None:
+    """Clients turn to the other replica at once, and the locks of the dead one hold nobody up."""
+    moments = random.Random(f"replica/{SEED}")
+    clients = [Mix(f"{SEED}/{number}", ACCOUNTS, deque(maxlen=50)) for number in range(CLIENTS)]
+    with wallet_processes(postgres_url, tmp_path, 2, SETTINGS) as (victim, other), replayable(request):
+        for _ in range(rounds):
+            async with sampled(postgres_url), asyncio.timeout(PATIENCE_SECONDS):
+                await work_on_through_a_kill(victim, other, clients, moments)
+            victim.launch()
+            await asyncio.to_thread(victim.wait_ready)
+        assert unkept(await audited(postgres_url), tried_by(clients)) == []
+
+    heard = {word for tried in tried_by(clients) for word in tried.words}
+    assert {DONE, LOST, REPLAYED} <= heard
+
+
+async def work_on_through_a_kill(
+    victim: WalletProcess, other: WalletProcess, clients: list[Mix], moments: random.Random
+) -> None:
+    """Lets all clients work through both replicas, kills one, and lets them work on for a while."""
+    answers, over = asyncio.Semaphore(0), asyncio.Event()
+
+    async def work(client: Mix, replicas: list[Replica]) -> None:
+        while not over.is_set():
+            acts = client.acts()
+            words = await client.random.choice(replicas).do(acts)
+            for act, first in zip(acts, words, strict=True):
+                tried = Tried(act, [first])
+                if first == LOST:
+                    tried.words.extend(await replicas[-1].do([act]))
+                client.tried.append(tried)
+                assert tried.words[-1] in {DONE, REPLAYED} | REFUSALS, f"{act} came to {tried.words}"
+                client.tell(act, tried.words[-1])
+            answers.release()
+
+    async with replicas_at([victim.address, other.address]) as replicas, asyncio.TaskGroup() as group:
+        for client in clients:
+            group.create_task(work(client, replicas))
+        for _ in range(moments.randint(1, ANSWERS_MAX)):
+            await answers.acquire()
+        await asyncio.to_thread(_kill_in, victim, moments.uniform(0.0, 0.02))
+        for _ in range(ANSWERS_MAX):
+            await answers.acquire()
+        over.set()
