@@ -247,6 +247,7 @@ async def opened(settings: BatcherSettings) -> AsyncIterator[tuple[Database, jou
     """The batcher's database, with a schema that is up to date, and its journal."""
     async with await connect(settings.database_url, [FOLDER / "sql"]) as database:
         await command.refuse_old_schema("batcher", database, MIGRATIONS)
+        await command.refuse_damage(database)
         async with database.transaction() as tx:
             head = await journal.open_head(tx, secrets.token_hex(8), await tx.now_us())
         yield database, head

@@ -57,13 +57,22 @@ async def scratch() -> AsyncIterator[Database]:
 
 
 @asynccontextmanager
-async def running(settings: WalletSettings) -> AsyncIterator[Server]:
-    """A wallet that serves; at the end it is drained, and nothing that was begun is lost."""
+async def begun(settings: WalletSettings) -> AsyncIterator[tuple[Database, Store]]:
+    """The ledger of a wallet that may serve: no damage shows at a glance, it has a head, and its scale is ours."""
     async with opened(settings) as database:
+        await command.refuse_damage(database)
         store = Store(database, settings.rules())
         scale = await store.open(secrets.token_hex(8))
         if scale != settings.token_scale:
             raise RefusesToStart(f"this ledger counts tokens with scale {scale}: WALLET_TOKEN_SCALE can't be changed")
+        yield database, store
+
+
+@asynccontextmanager
+async def running(settings: WalletSettings) -> AsyncIterator[Server]:
+    """A wallet that serves; at the end it is drained, and nothing that was begun is lost."""
+    async with begun(settings) as (database, store):
+        scale = settings.token_scale
         async with database.reading() as tx:
             head = await journal.read_head(tx)
         tailer = Tailer(reader(database), head.revision, read_subjects=refuse_behind)

@@ -16,7 +16,7 @@ from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import aiosqlite
 
-from services.chassis.errors import StoreUnavailable
+from services.chassis.errors import StoreDamaged, StoreUnavailable
 from services.chassis.sql.transaction import Conflict, Database, Row, Rows, Statement, Transaction
 
 _PRAGMAS: Final = (
@@ -42,6 +42,20 @@ _LOST: Final = {
     sqlite3.SQLITE_PROTOCOL,
     sqlite3.SQLITE_NOMEM,
 }
+_DAMAGED: Final = {
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_IOERR_CORRUPTFS,
+    sqlite3.SQLITE_IOERR_DATA,
+}
+# What is written is UTF-8, so that what can't be read as such was not written. The module gives this error no code.
+_UNREADABLE: Final = "Could not decode to UTF-8"
+# The second is what the module makes of an error of SQLite that quotes a damaged schema.
+_DRIVER_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
+_HEADER_BYTES: Final = 100
+_FORMAT_VERSIONS: Final = slice(18, 20)
+_WAL_HEADER_BYTES: Final = 32
+_WAL_FRAME_HEADER_BYTES: Final = 24
 
 _AnyConnection: TypeAlias = "_Connection | _InlineConnection"
 Batches = Sequence[tuple[str, Sequence[Sequence[Any]]]]
@@ -55,7 +69,7 @@ class _Connection(aiosqlite.Connection):
             raise StoreUnavailable("the database is closed")
         try:
             result: T = await self._execute(function, self._connection)  # type: ignore[no-untyped-call]
-        except sqlite3.Error as error:
+        except _DRIVER_ERRORS as error:
             translated = _translated(error)
             if translated is error:
                 raise
@@ -82,7 +96,7 @@ class _InlineConnection:
         """Runs a function at once."""
         try:
             return function(self._connection)
-        except sqlite3.Error as error:
+        except _DRIVER_ERRORS as error:
             translated = _translated(error)
             if translated is error:
                 raise
@@ -97,8 +111,12 @@ class _InlineConnection:
         self._connection.close()
 
 
-def _translated(error: sqlite3.Error) -> Exception:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+def _translated(error: sqlite3.Error | UnicodeDecodeError) -> Exception:
+    extended = getattr(error, "sqlite_errorcode", 0)
+    code = extended & 0xFF
+    unreadable = isinstance(error, UnicodeDecodeError) or str(error).startswith(_UNREADABLE)
+    if unreadable or extended in _DAMAGED or code in _DAMAGED:
+        return StoreDamaged(str(error))
     if code in _RETRIABLE:
         return Conflict(str(error))
     return StoreUnavailable(str(error)) if code in _LOST else error
@@ -209,7 +227,9 @@ class SqliteDatabase(Database):
         connections: Sequence[_AnyConnection],
         timeout_seconds: float,
         clock_us: Callable[[], int],
+        path: Path,
     ) -> None:
+        self._path = path
         self._statements = statements
         self._connections = connections
         self._timeout_seconds = timeout_seconds
@@ -230,12 +250,12 @@ class SqliteDatabase(Database):
         clock_us: Callable[[], int],
         writes_only: bool = False,
     ) -> Self:
-        """Opens a file that a migration has made; raises StoreUnavailable when there is none."""
+        """Opens a file that a migration has made; raises StoreUnavailable when there is none, and StoreDamaged."""
         connections: list[_Connection] = []
         try:
             if writes_only:
                 inline = _InlineConnection(_opened(path, timeout_seconds, read_only=False))
-                return cls(statements, [inline], timeout_seconds, clock_us)
+                return cls(statements, [inline], timeout_seconds, clock_us, path)
             for number in range(1 + pool_size):
                 connection = _Connection(partial(_opened, path, timeout_seconds, number > 0), iter_chunk_size=64)
                 connections.append(connection)
@@ -243,10 +263,12 @@ class SqliteDatabase(Database):
         except BaseException as error:
             for connection in connections:
                 await connection.end()
-            if isinstance(error, sqlite3.Error):
-                raise StoreUnavailable(f"cannot open {path}: {error}") from error
+            if isinstance(error, _DRIVER_ERRORS):
+                # What is neither in use nor out of reach is a file whose content is not to be understood.
+                lost = isinstance(_translated(error), StoreUnavailable)
+                raise (StoreUnavailable if lost else StoreDamaged)(f"cannot open {path}: {error}") from error
             raise
-        return cls(statements, connections, timeout_seconds, clock_us)
+        return cls(statements, connections, timeout_seconds, clock_us, path)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -279,6 +301,15 @@ class SqliteDatabase(Database):
             self._returned(self._readers, connection)
         return None if found[0][0] == "ok" else str(found[0][0])
 
+    async def check(self) -> None:
+        """The file can be written and is as long as it says, and every statement finds its tables and columns."""
+        connection = await self._taken(self._readers)
+        try:
+            await connection.call(partial(_check_file, self._path))
+            await connection.call(partial(_check_schema, list(self._statements.values())))
+        finally:
+            self._returned(self._readers, connection)
+
     async def close(self) -> None:
         """Waits for the connections that are in use, then closes all."""
         await self._taken(self._writer)
@@ -306,6 +337,46 @@ class SqliteDatabase(Database):
 
         undone.add_done_callback(give_back)
         return undone
+
+
+def _check_file(path: Path, connection: sqlite3.Connection) -> None:
+    """SQLite misses the end of a file only when it reads there, as long as there is a WAL or a part of a page."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if not set(header[_FORMAT_VERSIONS]) <= {1, 2}:
+        # SQLite would read the file and refuse to write it.
+        raise StoreDamaged(f"{path} says that it is of a format that is not known")
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    if path.stat().st_size // page_bytes >= pages:
+        return
+    # In this order: what leaves the WAL meanwhile has come into the file before its size is read.
+    in_wal = _pages_in_wal(path.with_name(f"{path.name}-wal"), page_bytes)
+    file_bytes = path.stat().st_size
+    if not in_wal.issuperset(range(file_bytes // page_bytes + 1, pages + 1)):
+        raise StoreDamaged(f"{path} has {file_bytes} bytes and should have {pages * page_bytes}")
+
+
+def _pages_in_wal(wal: Path, page_bytes: int) -> set[int]:
+    """The numbers of all pages that a WAL may hold; those of old frames, which count no longer, are among them."""
+    numbers: set[int] = set()
+    if not wal.exists():
+        return numbers
+    with wal.open("rb") as file:
+        for offset in range(_WAL_HEADER_BYTES, wal.stat().st_size, _WAL_FRAME_HEADER_BYTES + page_bytes):
+            file.seek(offset)
+            numbers.add(int.from_bytes(file.read(4), "big"))
+    return numbers
+
+
+def _check_schema(statements: Sequence[Statement], connection: sqlite3.Connection) -> None:
+    for statement in statements:
+        try:
+            connection.execute(f"EXPLAIN {statement.sql}", [None] * len(statement.parameters)).fetchall()
+        except sqlite3.OperationalError as error:
+            if _translated(error) is not error:
+                raise
+            raise StoreDamaged(f"the schema is not the one that was made: {error}") from error
 
 
 def _opened(path: Path, timeout_seconds: float, read_only: bool) -> sqlite3.Connection:
