@@ -23,6 +23,8 @@ from services.wallet.store_rows import entry_of
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
 
+BY_THEMSELVES: Final = frozenset({"expire", "lapse", "grace"})
+"""The kinds of rows that no command asks for: any one may find them due, whatever becomes of the command itself."""
 SAMPLE_PAUSE_SECONDS: Final = 0.1
 """So that the sampler does not take the processor from the load that it watches."""
 
@@ -301,7 +303,7 @@ Key = tuple[str, str, str, str]
 
 def key_of(entry: Entry) -> Key | None:
     """What can happen only once: the kind, and the key under which it was asked for. None for what has no key."""
-    if entry.kind in {"expire", "lapse", "grace"}:
+    if entry.kind in BY_THEMSELVES:
         return None
     subject = entry.account_id if entry.kind == "open" else entry.created_by
     return (entry.kind, subject, entry.reservation_id, entry.key)

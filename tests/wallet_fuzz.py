@@ -25,8 +25,6 @@ from tests.wallets import EVERY_SCOPE
 METHODS: Final = wallet_pb2.DESCRIPTOR.services_by_name["WalletService"].methods_by_name
 METADATA: Final = bearer(MAKER, f"{EVERY_SCOPE} wallet.admin", audience="punchcard.wallet")
 CALL_TIMEOUT_SECONDS: Final = 20.0
-BY_THEMSELVES: Final = {"expire", "lapse", "grace"}
-"""What any command may find due and write down, whatever becomes of the command itself."""
 DETAILS: Final = "grpc-status-details-bin"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
@@ -17,7 +17,7 @@ from punchcard_client import reason_of
 from services.wallet import errors
 from services.wallet.grpc_api import ERRORS
 from tests.tokens import bearer
-from tests.wallet_mix import DONE, LOST, MAKER, REPLAYED, Act, Mix, Tried, settle_item
+from tests.wallet_mix import DONE, LOST, MAKER, REPLAYED, Act, Commons, Mix, Tried, settle_item
 from tests.wallets import EVERY_SCOPE
 
 REFUSALS: Final = {row.reason for kind, row in ERRORS.rows.items() if issubclass(kind, errors.Refusal)}
@@ -104,8 +104,8 @@ class Load:
     """Many clients at once; each is seeded, how they interleave is not."""
 
     def __init__(self, seed: str, clients: int, accounts: Callable[[int], Sequence[str]]) -> None:
-        shared: deque[str] = deque(maxlen=200)
-        self.mixes = [Mix(f"{seed}/{number}", accounts(number), shared) for number in range(clients)]
+        commons = Commons()
+        self.mixes = [Mix(f"{seed}/{number}", accounts(number), commons) for number in range(clients)]
 
     @property
     def tried(self) -> list[Tried]:

@@ -61,34 +61,41 @@ class Tried(NamedTuple):
     words: list[str]
 
 
-class Mix:
-    """A client's own stream of commands. `shared` are reservations that several clients fight over."""
+class Commons:
+    """What clients fight over: some of the reservations that they make, and accounts that they freeze and close."""
 
-    def __init__(self, seed: str, accounts: Sequence[str], shared: deque[str]) -> None:
+    def __init__(self) -> None:
+        self.reservations: deque[str] = deque(maxlen=200)
+        self.accounts: deque[str] = deque(maxlen=50)
+
+
+class Mix:
+    """A client's own stream of commands; it shares the commons with those that were given the same."""
+
+    def __init__(self, seed: str, accounts: Sequence[str], commons: Commons) -> None:
         self.random = random.Random(seed)
         self._name = seed.replace("/", "-")
         self._accounts = accounts
-        self._shared = shared
+        self._commons = commons
         self._count = 0
         self._held: list[str] = []
         self._committed: list[str] = []
         self._granted: list[wallet_pb2.GrantRequest] = []
-        self._own_accounts: list[str] = []
         self.tried: list[Tried] = []
 
     def acts(self) -> list[Act]:
         """What to send next: one command, or several for a batch call."""
         kind = self.random.random()
         size = 1 if self.random.random() < 0.8 else self.random.randint(2, 12)
-        if kind < 0.45:
+        if kind < 0.4 or (kind < 0.5 and not self._held):
             return [self._reserve() for _ in range(size)]
         if kind < 0.85:
             return [self._settle() for _ in range(size)]
-        if kind < 0.93:
+        if kind < 0.92:
             return [self._grant()]
-        if kind < 0.95 and self._granted:
+        if kind < 0.94 and self._granted:
             return [self._revoke()]
-        return [self._open() if kind < 0.98 else self._change()]
+        return [self._open() if kind < 0.97 else self._change()]
 
     def earlier(self) -> Tried | None:
         """One of its own commands that was done, to be sent again."""
@@ -117,13 +124,13 @@ class Mix:
             return
         if act.method == "Reserve":
             reservation_id = act.request.reservation_id
-            (self._shared if self.random.random() < 0.2 else self._held).append(reservation_id)
+            (self._commons.reservations if self.random.random() < 0.2 else self._held).append(reservation_id)
         elif act.method == "Commit":
             self._committed.append(act.request.reservation_id)
         elif act.method == "Grant":
             self._granted.append(act.request)
         elif act.method == "OpenAccount" and act.request.account_id not in self._accounts:
-            self._own_accounts.append(act.request.account_id)
+            self._commons.accounts.append(act.request.account_id)
 
     def _new_id(self, prefix: str) -> str:
         self._count += 1
@@ -169,17 +176,17 @@ class Mix:
 
     def _some_hold(self, *, keep: bool) -> str:
         """A hold of its own, one that others want too, or one that nobody has made."""
-        if self._shared and self.random.random() < 0.2:
-            return self.random.choice(self._shared)
+        if self._commons.reservations and self.random.random() < 0.2:
+            return self.random.choice(self._commons.reservations)
         if not self._held or self.random.random() < 0.03:
             return self._new_id("unknown")
         place = self.random.randrange(len(self._held))
         return self._held[place] if keep else self._held.pop(place)
 
     def _some_account(self) -> str:
-        """Mostly one that others use too; its own ones are frozen and closed now and then."""
-        own = self._own_accounts and self.random.random() < 0.1
-        return self.random.choice(self._own_accounts if own else self._accounts)
+        """Mostly one of the many; those of the commons are frozen and closed now and then."""
+        common = self._commons.accounts and self.random.random() < 0.1
+        return self.random.choice(self._commons.accounts if common else self._accounts)
 
     def _grant(self) -> Act:
         """Half of the grants have a life of their own, and of these half a short one."""
@@ -198,14 +205,14 @@ class Mix:
         return Act("RevokeGrant", wallet_pb2.RevokeGrantRequest(account_id=grant.account_id, grant_id=grant.grant_id))
 
     def _open(self) -> Act:
-        own = self.random.random() < 0.5
-        account_id = self._new_id("own") if own else self.random.choice(self._accounts)
+        new = self.random.random() < 0.5
+        account_id = self._new_id("own") if new else self.random.choice(self._accounts)
         return Act("OpenAccount", wallet_pb2.OpenAccountRequest(account_id=account_id))
 
     def _change(self) -> Act:
-        if not self._own_accounts:
+        if not self._commons.accounts:
             return self._open()
-        names = {"account_id": self.random.choice(self._own_accounts), "change_id": self._new_id("c")}
+        names = {"account_id": self.random.choice(self._commons.accounts), "change_id": self._new_id("c")}
         match self.random.randrange(4):
             case 0:
                 return Act("FreezeAccount", wallet_pb2.FreezeAccountRequest(**names))

@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from punchcard.wallet.v1 import wallet_pb2
 from services.chassis.server import RECEIVE_BYTES_MAX
 from tests.protobuf_values import garbled, messages
+from tests.wallet_audit import BY_THEMSELVES
 from tests.wallet_docs import Promise, Reason, promises, reasons
-from tests.wallet_fuzz import BY_THEMSELVES, METHODS, Answer, Eye, Refused, Wire, settle_world, watched
+from tests.wallet_fuzz import METHODS, Answer, Eye, Refused, Wire, settle_world, watched
 from tests.wallet_processes import wallet_processes
 
 REASONS = reasons()
@@ -116,9 +117,9 @@ def check_documented(where: str, refused: Refused, errors: frozenset[str]) -> No
     assert Reason(refused.code, frozenset(refused.metadata)) == promised, refused
 
 
-def examples(wallet: Fuzzed, method: str, slow: bool) -> settings:
-    """How many examples; the same ones in each normal run, new ones in each slow one."""
-    count = (EXAMPLES_SLOW if slow else EXAMPLES)[wallet.dialect]
+def examples(wallet: Fuzzed, method: str, slow: bool, share: int = 1) -> settings:
+    """One of `share` parts of the examples; the same ones in each normal run, new ones in each slow one."""
+    count = (EXAMPLES_SLOW if slow else EXAMPLES)[wallet.dialect] // share
     return settings(
         max_examples=count // 4 if PROMISES[method].one_at_a_time else count,
         derandomize=not slow,
@@ -154,7 +155,7 @@ def test_bytes_that_are_hardly_a_message_are_refused_or_understood(wallet: Fuzze
     """Noise, broken messages and fields of another wire type never reach the ledger as an error of ours."""
     words = settle_world(wallet.wire, f"{method.lower()}-raw-{slow}")
 
-    @examples(wallet, method, slow)
+    @examples(wallet, method, slow, share=2)
     @given(garbled(METHODS[method].input_type, words))
     def each(raw: bytes) -> None:
         check(wallet, method, raw)

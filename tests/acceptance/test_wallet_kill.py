@@ -8,7 +8,6 @@ then the wallet is started on it, and what was left without an answer is sent ag
 import asyncio
 import random
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import pytest
 
 from tests.wallet_audit import Ledger, audited, sampled
 from tests.wallet_load import REFUSALS, SEED, Replica, replayable, replicas_at
-from tests.wallet_mix import DONE, LOST, REPLAYED, Act, Mix, Tried, unkept
+from tests.wallet_mix import DONE, LOST, REPLAYED, Act, Commons, Mix, Tried, unkept
 from tests.wallet_processes import WalletProcess, wallet_processes
 
 CLIENTS = 40
@@ -58,7 +57,7 @@ async def test_a_killed_wallet_has_kept_all_that_it_said_and_nothing_by_halves(
 ) -> None:
     """Acknowledged commands are in the ledger, unacknowledged ones whole or not at all, and retries end well."""
     moments = random.Random(f"moments/{SEED}")
-    clients = [Mix(f"{SEED}/{number}", ACCOUNTS, deque(maxlen=50)) for number in range(CLIENTS)]
+    clients = [Mix(f"{SEED}/{number}", ACCOUNTS, Commons()) for number in range(CLIENTS)]
     with replayable(request):
         for number in range(rounds):
             lost = await work_until_killed(wallet, clients, moments)
@@ -167,7 +166,7 @@ async def test_what_a_killed_replica_left_is_done_by_another(
 ) -> None:
     """Clients turn to the other replica at once, and the locks of the dead one hold nobody up."""
     moments = random.Random(f"replica/{SEED}")
-    clients = [Mix(f"{SEED}/{number}", ACCOUNTS, deque(maxlen=50)) for number in range(CLIENTS)]
+    clients = [Mix(f"{SEED}/{number}", ACCOUNTS, Commons()) for number in range(CLIENTS)]
     with wallet_processes(postgres_url, tmp_path, 2, SETTINGS) as (victim, other), replayable(request):
         for _ in range(rounds):
             async with sampled(postgres_url), asyncio.timeout(PATIENCE_SECONDS):
