@@ -176,69 +176,77 @@ HOLDS: Final = ("held", "late", "committed", "released", "small", "pinned")
 ACCOUNTS: Final = ("rich", "poor", "lots", "frozen", "closed")
 
 
-def settle_world(wire: Wire, name: str) -> dict[str, list[str]]:
-    """Makes accounts, grants and reservations in every state; gives plausible strings by the name of a field.
+class World:
+    """Accounts, grants and reservations in every state, for messages to collide with."""
 
-    Accounts are shared; grants and reservations are made anew under each `name`.
-    """
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        for account_id in ACCOUNTS:
+            self._do("OpenAccount", account_id=account_id)
+        self._do("Grant", account_id="rich", grant_id="wealth", amount=10**15)
+        self._do("FreezeAccount", account_id="frozen", change_id="freeze-1")
+        self._do("CloseAccount", account_id="closed", change_id="close-1", forfeit_balance=True)
+        self._tokens = [token for account_id in ACCOUNTS for token in self._tokens_of(account_id)]
 
-    def do(method: str, **fields: Any) -> Answer:
-        return wire.send(method, GetMessageClass(METHODS[method].input_type)(**fields).SerializeToString())
+    def words(self, name: str) -> dict[str, list[str]]:
+        """Plausible strings by the name of a field. Grants and reservations are made anew under each `name`."""
+        grants = [f"{name}-plain", f"{name}-lot", f"{name}-short"]
+        self._do("Grant", account_id="rich", grant_id=grants[0], amount=9)
+        self._do("Grant", account_id="lots", grant_id=grants[1], amount=9, lifetime=Duration(seconds=3600), priority=7)
+        self._do("Grant", account_id="lots", grant_id=grants[2], amount=9, lifetime=Duration(seconds=1))
+        holds = self._holds(name)
+        words = {
+            "account_id": [*ACCOUNTS[:3] * 2, *ACCOUNTS, "nobody", f"new-{name}"],
+            "reservation_id": [*holds, *(f"{name}-next-{number}" for number in range(6))],
+            "grant_id": [*grants, "wealth", "welcome:rich", *(f"{name}-next-{number}" for number in range(8))],
+            "refund_id": ["", "", "refund-1", "amend-1", "refund-2"],
+            "amend_id": ["amend-1", "refund-1", "amend-2"],
+            "change_id": ["freeze-1", "close-1", *(f"{name}-{number}" for number in range(4))],
+            "created_by": ["", "", "", "", "", "", MAKER, "somebody"],
+            "payer_account_id": ["", "", "", "", "", *ACCOUNTS, "nobody"],
+            "reference": ["", "why"],
+            "price_version": ["", "v1"],
+        }
+        everything = sorted({word for some in words.values() for word in some} | set(self._tokens))
+        tokens = [""] * 10 + self._tokens
+        return {**words, "page_token": tokens, "resume_token": tokens, "": everything}
 
-    for account_id in ACCOUNTS:
-        do("OpenAccount", account_id=account_id)
-    do("Grant", account_id="rich", grant_id="wealth", amount=10**15)
-    grants = [f"{name}-plain", f"{name}-lot", f"{name}-short"]
-    do("Grant", account_id="rich", grant_id=grants[0], amount=9)
-    do("Grant", account_id="lots", grant_id=grants[1], amount=9, lifetime=Duration(seconds=3600), priority=7)
-    do("Grant", account_id="lots", grant_id=grants[2], amount=9, lifetime=Duration(seconds=1))
-    holds = {state: [f"{name}-{state}-{number}" for number in range(3)] for state in HOLDS}
-    for state, ids in holds.items():
-        account_id, amount = {"small": ("poor", 1), "pinned": ("lots", 2)}.get(state, ("rich", 5))
-        seconds = 1 if state == "late" else 3600
-        for hold in ids:
-            duration = Duration(seconds=seconds)
-            do("Reserve", account_id=account_id, reservation_id=hold, amount=amount, hold_duration=duration)
-    for committed, released, held in zip(holds["committed"], holds["released"], holds["held"], strict=True):
-        do("Commit", reservation_id=committed, amount=4)
-        do("Refund", reservation_id=committed, refund_id="refund-1", amount=1)
-        do("Refund", reservation_id=released)
-        do("Amend", reservation_id=held, amend_id="amend-1", amount=4)
-    do("FreezeAccount", account_id="frozen", change_id="freeze-1")
-    do("CloseAccount", account_id="closed", change_id="close-1", forfeit_balance=True)
-    words = {
-        "account_id": [*ACCOUNTS[:3] * 2, *ACCOUNTS, "nobody", f"new-{name}"],
-        "reservation_id": [
-            *(hold for ids in holds.values() for hold in ids),
-            *(f"{name}-next-{number}" for number in range(6)),
-        ],
-        "grant_id": [*grants, "wealth", "welcome:rich", *(f"{name}-next-{number}" for number in range(8))],
-        "refund_id": ["", "", "refund-1", "amend-1", "refund-2"],
-        "amend_id": ["amend-1", "refund-1", "amend-2"],
-        "change_id": ["freeze-1", "close-1", *(f"{name}-{number}" for number in range(4))],
-        "created_by": ["", "", "", "", "", "", MAKER, "somebody"],
-        "payer_account_id": ["", "", "", "", "", *ACCOUNTS, "nobody"],
-        "reference": ["", "why"],
-        "price_version": ["", "v1"],
-    }
-    tokens = [token for account_id in ACCOUNTS for token in _tokens(do, account_id)]
-    everything = sorted({word for some in words.values() for word in some} | set(tokens))
-    return {**words, "page_token": [""] * 10 + tokens, "resume_token": [""] * 10 + tokens, "": everything}
+    def _holds(self, name: str) -> list[str]:
+        """Three reservations in each of several states."""
+        holds = {state: [f"{name}-{state}-{number}" for number in range(3)] for state in HOLDS}
+        reserves, settlements = [], []
+        for state, ids in holds.items():
+            account_id, amount = {"small": ("poor", 1), "pinned": ("lots", 2)}.get(state, ("rich", 5))
+            fields = {"account_id": account_id, "amount": amount}
+            duration = Duration(seconds=1 if state == "late" else 3600)
+            reserves += [{**fields, "reservation_id": hold, "hold_duration": duration} for hold in ids]
+        for committed, released, held in zip(holds["committed"], holds["released"], holds["held"], strict=True):
+            settlements += [
+                {"commit": {"reservation_id": committed, "amount": 4}},
+                {"refund": {"reservation_id": committed, "refund_id": "refund-1", "amount": 1}},
+                {"refund": {"reservation_id": released}},
+                {"amend": {"reservation_id": held, "amend_id": "amend-1", "amount": 4}},
+            ]
+        self._do("BatchReserve", items=reserves)
+        self._do("BatchSettle", items=settlements)
+        return [hold for ids in holds.values() for hold in ids]
 
+    def _do(self, method: str, **fields: Any) -> Answer:
+        request = GetMessageClass(METHODS[method].input_type)(**fields)
+        return self._wire.send(method, request.SerializeToString())
 
-def _tokens(do: Any, account_id: str) -> Iterator[str]:
-    """The tokens that answers about an account carry, to go on from."""
-    for method in METHODS.values():
-        output = method.output_type.fields_by_name
-        if "account_id" not in method.input_type.fields_by_name:
-            continue
-        if "next_page_token" in output:
-            answer = do(method.name, account_id=account_id, page_size=1)
-        elif "resume_token" in output:
-            answer = do(method.name, account_id=account_id)
-        else:
-            continue
-        if answer.message is not None:
-            yield (
-                getattr(answer.message, "next_page_token", "") or getattr(answer.message, "resume_token", "") or "none"
-            )
+    def _tokens_of(self, account_id: str) -> Iterator[str]:
+        """The tokens that answers about an account carry, to go on from."""
+        for method in METHODS.values():
+            output = method.output_type.fields_by_name
+            if "account_id" not in method.input_type.fields_by_name:
+                continue
+            if "next_page_token" in output:
+                answer = self._do(method.name, account_id=account_id, page_size=1)
+            elif "resume_token" in output:
+                answer = self._do(method.name, account_id=account_id)
+            else:
+                continue
+            message = answer.message
+            if message is not None:
+                yield getattr(message, "next_page_token", "") or getattr(message, "resume_token", "") or "none"

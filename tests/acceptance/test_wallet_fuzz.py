@@ -22,7 +22,7 @@ from services.chassis.server import RECEIVE_BYTES_MAX
 from tests.protobuf_values import garbled, messages
 from tests.wallet_audit import BY_THEMSELVES
 from tests.wallet_docs import Promise, Reason, promises, reasons
-from tests.wallet_fuzz import METHODS, Answer, Eye, Refused, Wire, settle_world, watched
+from tests.wallet_fuzz import METHODS, Answer, Eye, Refused, Wire, World, watched
 from tests.wallet_processes import wallet_processes
 
 REASONS = reasons()
@@ -42,6 +42,7 @@ class Fuzzed(NamedTuple):
     dialect: str
     wire: Wire
     eye: Eye
+    world: World
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
@@ -58,7 +59,8 @@ def wallet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         grpc.insecure_channel(process.address) as channel,
         watched(url) as eye,
     ):
-        yield Fuzzed(request.param, Wire(channel), eye)
+        wire = Wire(channel)
+        yield Fuzzed(request.param, wire, eye, World(wire))
         assert "masked_error" not in process.log()
 
 
@@ -139,7 +141,7 @@ NORMAL_AND_SLOW = pytest.mark.parametrize(
 @pytest.mark.parametrize("method", METHODS)
 def test_any_message_is_answered_as_documented(wallet: Fuzzed, method: str, slow: bool) -> None:
     """By a code, reason and metadata of the proto's comments, never INTERNAL, and no refusal has an effect."""
-    words = settle_world(wallet.wire, f"{method.lower()}-{slow}")
+    words = wallet.world.words(f"{method.lower()}-{slow}")
 
     @examples(wallet, method, slow)
     @given(messages(METHODS[method].input_type, words))
@@ -153,7 +155,7 @@ def test_any_message_is_answered_as_documented(wallet: Fuzzed, method: str, slow
 @pytest.mark.parametrize("method", METHODS)
 def test_bytes_that_are_hardly_a_message_are_refused_or_understood(wallet: Fuzzed, method: str, slow: bool) -> None:
     """Noise, broken messages and fields of another wire type never reach the ledger as an error of ours."""
-    words = settle_world(wallet.wire, f"{method.lower()}-raw-{slow}")
+    words = wallet.world.words(f"{method.lower()}-raw-{slow}")
 
     @examples(wallet, method, slow, share=2)
     @given(garbled(METHODS[method].input_type, words))
