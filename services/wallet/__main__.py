@@ -46,7 +46,12 @@ async def scratch() -> AsyncIterator[Database]:
     """An empty ledger for an audit, in the folder for temporary files (TMPDIR); it grows as large as the other."""
     with tempfile.TemporaryDirectory(prefix="punchcard-audit-") as folder:
         url = f"sqlite:{folder}/ledger.db"
-        await asyncio.to_thread(migrate, url, MIGRATIONS)
+        building = asyncio.create_task(asyncio.to_thread(migrate, url, MIGRATIONS))
+        try:
+            await asyncio.shield(building)
+        finally:
+            # Whoever asked may have left. The thread writes on all the same, and its folder has to outlive it.
+            await asyncio.wait([building])
         async with await connect(url, [SQL_FOLDER]) as database:
             yield database
 

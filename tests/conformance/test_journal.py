@@ -213,6 +213,20 @@ async def test_a_journal_of_any_length_ends_as_its_head_says(database: Database,
     await check_tail(database, 1000)
 
 
+async def test_a_head_may_be_later_than_its_last_row_and_not_earlier(database: Database):
+    """Ledgers are about in which it moved with changes that made no row."""
+    await append(database, entry("alice"))
+    async with database.transaction() as tx:
+        head = await journal.lock_head(tx)
+        await tx.run("journal_advance", revision=1, hash=head.hash, time_us=head.time_us + 5)
+    await check_tail(database)
+
+    async with database.transaction() as tx:
+        await tx.run("journal_advance", revision=1, hash=head.hash, time_us=head.time_us - 1)
+    with pytest.raises(StoreDamaged):
+        await check_tail(database)
+
+
 @pytest.mark.parametrize(
     ("damage", "found"),
     [

@@ -407,3 +407,21 @@ async def test_a_reservation_that_another_replica_makes_while_its_group_is_loade
 
         assert [word(result) for result in results] == [expected]
         await check_promises(database, other)
+
+
+async def test_a_sweep_that_finds_nothing_due_leaves_the_end_of_the_journal_as_it_is(
+    database: Database, store: Store, clock: Clock
+) -> None:
+    """It only learns that nothing is due; a head that moved without a row would read as damage at the next start."""
+    await store.run_group([reserve("r1", 1), Commit("batcher", "batcher", "r1", None, False)])
+    clock.now_us += 61 * SECOND_US
+    async with database.reading() as tx:
+        before = await journal.read_head(tx)
+
+    assert await store.due_accounts(10) == ["alice"]
+    await store.run_group([Sweep("alice")])
+
+    assert await store.due_accounts(10) == []
+    async with database.reading() as tx:
+        assert await journal.read_head(tx) == before
+        await journal.check_tail(tx)
