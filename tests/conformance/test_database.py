@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -529,3 +532,24 @@ async def test_a_page_may_be_in_the_wal_and_not_in_the_file(long_file: Path, tmp
     cut(damaged, 10 * 4096)
     with pytest.raises(StoreDamaged):
         await check(damaged)
+
+
+async def test_a_check_lets_go_of_no_lock(tmp_path: Path) -> None:
+    """Somebody else who looks into the database and leaves does not take its WAL away from under whoever writes."""
+    url = f"sqlite:{tmp_path}/test.db"
+    look = (
+        "import sqlite3, sys; file = sqlite3.connect(sys.argv[1]); file.execute('SELECT * FROM leases'); file.close()"
+    )
+    migrate(url, CHASSIS_MIGRATIONS)
+    async with await connect(url, []) as database:
+        await database.check()
+        async with database.transaction() as tx:
+            await tx.run("lease_acquire", name="before", holder="me", now_us=0, expire_time_us=1)
+        await asyncio.to_thread(subprocess.run, [sys.executable, "-c", look, f"{tmp_path}/test.db"], check=True)
+        async with database.transaction() as tx:
+            await tx.run("lease_acquire", name="after", holder="me", now_us=0, expire_time_us=1)
+
+        with contextlib.closing(sqlite3.connect(f"{tmp_path}/test.db")) as other:
+            names = [row[0] for row in other.execute("SELECT name FROM leases ORDER BY name")]
+
+    assert names == ["after", "before"]

@@ -7,6 +7,7 @@ takes everything that a store writes in one hop.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -52,8 +53,6 @@ _DAMAGED: Final = {
 _UNREADABLE: Final = "Could not decode to UTF-8"
 # The second is what the module makes of an error of SQLite that quotes a damaged schema.
 _DRIVER_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
-_HEADER_BYTES: Final = 100
-_FORMAT_VERSIONS: Final = slice(18, 20)
 _WAL_HEADER_BYTES: Final = 32
 _WAL_FRAME_HEADER_BYTES: Final = 24
 
@@ -303,6 +302,11 @@ class SqliteDatabase(Database):
 
     async def check(self) -> None:
         """The file can be written and is as long as it says, and every statement finds its tables and columns."""
+        writer = await self._taken(self._writer)
+        try:
+            await writer.call(partial(_check_writable, self._path))
+        finally:
+            self._returned(self._writer, writer)
         connection = await self._taken(self._readers)
         try:
             await connection.call(partial(_check_file, self._path))
@@ -339,13 +343,23 @@ class SqliteDatabase(Database):
         return undone
 
 
+def _check_writable(path: Path, connection: sqlite3.Connection) -> None:
+    """SQLite reads a file of a format that it does not know, and refuses to write it.
+
+    The file itself is never opened here: when any handle of it is closed, POSIX takes away all locks that the process
+    has on it, and whoever closes the database next, alone as it seems, deletes the WAL that we go on writing to.
+    """
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK):
+            raise StoreDamaged(f"{path} says that it is of a format that is not known") from error
+        raise
+
+
 def _check_file(path: Path, connection: sqlite3.Connection) -> None:
     """SQLite misses the end of a file only when it reads there, as long as there is a WAL or a part of a page."""
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
-    if not set(header[_FORMAT_VERSIONS]) <= {1, 2}:
-        # SQLite would read the file and refuse to write it.
-        raise StoreDamaged(f"{path} says that it is of a format that is not known")
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
     if path.stat().st_size // page_bytes >= pages:
