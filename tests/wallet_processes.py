@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,6 +19,7 @@ from services.wallet.__main__ import MIGRATIONS
 from tests.tokens import write_jwks
 
 START_TIMEOUT_SECONDS: Final = 60.0
+END_TIMEOUT_SECONDS: Final = 30.0
 STOP_GRACE_SECONDS: Final = 15.0
 
 
@@ -45,7 +48,25 @@ class WalletProcess:
         self._process.wait_ready(lambda: serving(self.address), START_TIMEOUT_SECONDS)
 
     def kill(self) -> None:
-        """SIGKILL; returns when it is gone."""
+        """SIGKILL to all of it; returns when it is gone."""
+        self._process.kill()
+
+    def kill_alone(self) -> None:
+        """SIGKILL to the process that takes the calls, as when memory runs out; the one that writes must end by itself.
+
+        Returns when it has: what it had begun by then is done or undone.
+        """
+        pid = self._process.pid()
+        if pid is None:
+            return
+        writers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ends = [os.pidfd_open(int(each)) for each in (str(pid), *writers)]
+        os.kill(pid, signal.SIGKILL)
+        for end in ends:
+            ended, _, _ = select.select([end], [], [], END_TIMEOUT_SECONDS)
+            os.close(end)
+            assert ended, "the process that writes has outlived the one that it writes for"
+        # Takes note of the end, so that no zombie stays.
         self._process.kill()
 
     def stop(self) -> None:

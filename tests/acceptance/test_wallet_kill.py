@@ -106,14 +106,17 @@ async def work_until_killed(wallet: Killed, clients: list[Mix], moments: random.
             group.create_task(work(client, replica))
         for _ in range(enough):
             await answers.acquire()
-        await asyncio.to_thread(_kill_in, wallet.process, moment_more_seconds)
+        await asyncio.to_thread(_kill_in, wallet.process, moment_more_seconds, alone=moments.random() < 0.5)
     return lost
 
 
-def _kill_in(process: WalletProcess, seconds: float) -> None:
+def _kill_in(process: WalletProcess, seconds: float, *, alone: bool = False) -> None:
     """Kills at an instant that no answer marks: somewhere in the life of a group, or of a start."""
     time.sleep(seconds)
-    process.kill()
+    if alone:
+        process.kill_alone()
+    else:
+        process.kill()
 
 
 async def audit_alone(url: str) -> Ledger:
