@@ -14,8 +14,8 @@ from services.chassis.database import Transaction, connect, migrate
 from services.wallet.__main__ import MIGRATIONS
 from services.wallet.commands import OpenAccount
 from services.wallet.economy import Rules
-from services.wallet.holdings import Account, Reservation, ReservationState
-from services.wallet.journal_entry import Entry, entry_on
+from services.wallet.holdings import Account, Entry, Reservation, ReservationState
+from services.wallet.journal_entry import entry_on
 from services.wallet.store import Store
 from services.wallet.store_rows import account_update, journal_entry
 from services.wallet.writer import SQL_FOLDER

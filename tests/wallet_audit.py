@@ -16,8 +16,8 @@ from typing import Any, Final
 import asyncpg
 
 from services.chassis import journal
-from services.wallet.holdings import State, read_pins
-from services.wallet.journal_entry import Entry, apply
+from services.wallet.holdings import Entry, State, read_pins
+from services.wallet.journal_entry import apply
 from services.wallet.store_rows import entry_of
 
 Row = dict[str, Any]

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from google.protobuf.duration_pb2 import Duration
 
 from punchcard.wallet.v1 import wallet_pb2
-from services.wallet.journal_entry import Entry
+from services.wallet.holdings import Entry
 from tests.wallet_audit import Key, Ledger
 
 MAKER: Final = "batcher"

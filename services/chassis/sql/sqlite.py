@@ -7,7 +7,6 @@ takes everything that a store writes in one hop.
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from typing import Any, Final, Self, TypeAlias, TypeVar
 import aiosqlite
 
 from services.chassis.errors import StoreDamaged, StoreUnavailable
+from services.chassis.sql.sqlite_errors import DRIVER_ERRORS, check_length, check_schema, check_writable, translated
 from services.chassis.sql.transaction import Conflict, Database, Row, Rows, Statement, Transaction
 
 _PRAGMAS: Final = (
@@ -34,28 +34,6 @@ _PRAGMAS: Final = (
 _WRITER_CACHE_KIB: Final = 65_536
 _READER_CACHE_KIB: Final = 8_192
 _CACHED_STATEMENTS: Final = 512
-_RETRIABLE: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-_LOST: Final = {
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_PROTOCOL,
-    sqlite3.SQLITE_NOMEM,
-}
-_DAMAGED: Final = {
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_NOTADB,
-    sqlite3.SQLITE_IOERR_CORRUPTFS,
-    sqlite3.SQLITE_IOERR_DATA,
-}
-# What is written is UTF-8, so that what can't be read as such was not written. The module gives this error no code.
-_UNREADABLE: Final = "Could not decode to UTF-8"
-# The second is what the module makes of an error of SQLite that quotes a damaged schema.
-_DRIVER_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
-_WAL_HEADER_BYTES: Final = 32
-_WAL_FRAME_HEADER_BYTES: Final = 24
-
 _AnyConnection: TypeAlias = "_Connection | _InlineConnection"
 Batches = Sequence[tuple[str, Sequence[Sequence[Any]]]]
 T = TypeVar("T")
@@ -68,11 +46,11 @@ class _Connection(aiosqlite.Connection):
             raise StoreUnavailable("the database is closed")
         try:
             result: T = await self._execute(function, self._connection)  # type: ignore[no-untyped-call]
-        except _DRIVER_ERRORS as error:
-            translated = _translated(error)
-            if translated is error:
+        except DRIVER_ERRORS as error:
+            known = translated(error)
+            if known is error:
                 raise
-            raise translated from error
+            raise known from error
         return result
 
     async def undo(self) -> None:
@@ -95,11 +73,11 @@ class _InlineConnection:
         """Runs a function at once."""
         try:
             return function(self._connection)
-        except _DRIVER_ERRORS as error:
-            translated = _translated(error)
-            if translated is error:
+        except DRIVER_ERRORS as error:
+            known = translated(error)
+            if known is error:
                 raise
-            raise translated from error
+            raise known from error
 
     async def undo(self) -> None:
         """Rolls back what is open."""
@@ -108,17 +86,6 @@ class _InlineConnection:
     async def end(self) -> None:
         """Closes."""
         self._connection.close()
-
-
-def _translated(error: sqlite3.Error | UnicodeDecodeError) -> Exception:
-    extended = getattr(error, "sqlite_errorcode", 0)
-    code = extended & 0xFF
-    unreadable = isinstance(error, UnicodeDecodeError) or str(error).startswith(_UNREADABLE)
-    if unreadable or extended in _DAMAGED or code in _DAMAGED:
-        return StoreDamaged(str(error))
-    if code in _RETRIABLE:
-        return Conflict(str(error))
-    return StoreUnavailable(str(error)) if code in _LOST else error
 
 
 class _SqliteTransaction(Transaction):
@@ -209,9 +176,9 @@ def _end(connection: sqlite3.Connection) -> None:
     except sqlite3.IntegrityError:
         raise
     except sqlite3.Error as error:
-        translated = _translated(error)
-        if translated is not error:
-            raise translated from error
+        known = translated(error)
+        if known is not error:
+            raise known from error
         raise StoreUnavailable(f"the outcome of the transaction is unknown: {error}") from error
 
 
@@ -262,9 +229,9 @@ class SqliteDatabase(Database):
         except BaseException as error:
             for connection in connections:
                 await connection.end()
-            if isinstance(error, _DRIVER_ERRORS):
+            if isinstance(error, DRIVER_ERRORS):
                 # What is neither in use nor out of reach is a file whose content is not to be understood.
-                lost = isinstance(_translated(error), StoreUnavailable)
+                lost = isinstance(translated(error), StoreUnavailable)
                 raise (StoreUnavailable if lost else StoreDamaged)(f"cannot open {path}: {error}") from error
             raise
         return cls(statements, connections, timeout_seconds, clock_us, path)
@@ -304,13 +271,13 @@ class SqliteDatabase(Database):
         """The file can be written and is as long as it says, and every statement finds its tables and columns."""
         writer = await self._taken(self._writer)
         try:
-            await writer.call(partial(_check_writable, self._path))
+            await writer.call(partial(check_writable, self._path))
         finally:
             self._returned(self._writer, writer)
         connection = await self._taken(self._readers)
         try:
-            await connection.call(partial(_check_file, self._path))
-            await connection.call(partial(_check_schema, list(self._statements.values())))
+            await connection.call(partial(check_length, self._path))
+            await connection.call(partial(check_schema, list(self._statements.values())))
         finally:
             self._returned(self._readers, connection)
 
@@ -341,56 +308,6 @@ class SqliteDatabase(Database):
 
         undone.add_done_callback(give_back)
         return undone
-
-
-def _check_writable(path: Path, connection: sqlite3.Connection) -> None:
-    """SQLite reads a file of a format that it does not know, and refuses to write it.
-
-    The file itself is never opened here: when any handle of it is closed, POSIX takes away all locks that the process
-    has on it, and whoever closes the database next, alone as it seems, deletes the WAL that we go on writing to.
-    """
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("ROLLBACK")
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK):
-            raise StoreDamaged(f"{path} says that it is of a format that is not known") from error
-        raise
-
-
-def _check_file(path: Path, connection: sqlite3.Connection) -> None:
-    """SQLite misses the end of a file only when it reads there, as long as there is a WAL or a part of a page."""
-    (pages,) = connection.execute("PRAGMA page_count").fetchone()
-    (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
-    if path.stat().st_size // page_bytes >= pages:
-        return
-    # In this order: what leaves the WAL meanwhile has come into the file before its size is read.
-    in_wal = _pages_in_wal(path.with_name(f"{path.name}-wal"), page_bytes)
-    file_bytes = path.stat().st_size
-    if not in_wal.issuperset(range(file_bytes // page_bytes + 1, pages + 1)):
-        raise StoreDamaged(f"{path} has {file_bytes} bytes and should have {pages * page_bytes}")
-
-
-def _pages_in_wal(wal: Path, page_bytes: int) -> set[int]:
-    """The numbers of all pages that a WAL may hold; those of old frames, which count no longer, are among them."""
-    numbers: set[int] = set()
-    if not wal.exists():
-        return numbers
-    with wal.open("rb") as file:
-        for offset in range(_WAL_HEADER_BYTES, wal.stat().st_size, _WAL_FRAME_HEADER_BYTES + page_bytes):
-            file.seek(offset)
-            numbers.add(int.from_bytes(file.read(4), "big"))
-    return numbers
-
-
-def _check_schema(statements: Sequence[Statement], connection: sqlite3.Connection) -> None:
-    for statement in statements:
-        try:
-            connection.execute(f"EXPLAIN {statement.sql}", [None] * len(statement.parameters)).fetchall()
-        except sqlite3.OperationalError as error:
-            if _translated(error) is not error:
-                raise
-            raise StoreDamaged(f"the schema is not the one that was made: {error}") from error
 
 
 def _opened(path: Path, timeout_seconds: float, read_only: bool) -> sqlite3.Connection:
