@@ -13,6 +13,7 @@ from typing import Final
 
 from punchcard.batcher.v1 import batcher_pb2_grpc
 from services.batcher.admitter import Admitter, Listeners
+from services.batcher.amender import Amender
 from services.batcher.grpc_api import ERRORS, SCOPES, SERVICE, BatcherApi, Shield
 from services.batcher.grpc_submissions import Defaults, Submissions
 from services.batcher.grpc_uploads import Uploads
@@ -74,13 +75,19 @@ class Parts:
         self.provider = _provider(settings)
         self.urls = ImageUrls(self.store, self.objects, inline, settings.image_url_seconds)
         self.settle = self._leased("settler", Settler(self.store, self.wallet).step, SWEEP_SECONDS)
+        self.amend = self._leased("amender", Amender(self.store, self.wallet, self.settle.wake).step, SWEEP_SECONDS)
         limits = _instant_limits(settings)
-        self.instant = InstantRunner(self.store, self.urls, self.provider, limits, self.settle.wake)
+        self.instant = InstantRunner(self.store, self.urls, self.provider, limits, self._wallet_is_owed)
         listeners = Listeners(self.instant.offer, self.settle.wake)
         self.admitter = Admitter(self.store, self.wallet, listeners, limits.lease_us)
         self.committer: GroupCommitter[NewJob, Submitted] = GroupCommitter(self.store.submit)
         self.submitter = self._submitter()
         self.uploads = Uploads(self.store, self.objects, settings.image_limits(), settings.upload_concurrency)
+
+    def _wallet_is_owed(self) -> None:
+        """Settles and lowers holds at once, and not only when their time comes."""
+        self.settle.wake()
+        self.amend.wake()
 
     def _submitter(self) -> Submitter:
         files = InputFiles(self.store, self.batches, self.urls, self.settings.work_folder)
@@ -116,6 +123,7 @@ class Parts:
         return [
             self.tail,
             self.settle,
+            self.amend,
             Loop("instant_leases", self.instant.keep, self.settings.instant_timeout_seconds / 2),
             self._leased("submitter", lambda lease: self.submitter.step(lease, now_us()), QUICK_SECONDS),
             self._leased("poller", lambda lease: poller.step(lease, now_us()), settings.poll_seconds),

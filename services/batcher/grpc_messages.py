@@ -59,6 +59,8 @@ def asked_of(request: batcher_pb2.SubmitJobRequest, prefix: str, inline_allowed:
         checks.fail("lane", request.lane, "must be LANE_BATCH or LANE_INSTANT")
     if request.detail not in _DETAIL_NAMES:
         checks.fail("detail", request.detail, "must be a Detail")
+    if request.allow_batch_fallback and request.lane == batcher_pb2.LANE_BATCH:
+        checks.fail("allow_batch_fallback", True, "must be left out unless the lane is LANE_INSTANT")
     if request.HasField("max_output_tokens"):
         checks.number("max_output_tokens", request.max_output_tokens, 1, OUTPUT_TOKENS_MAX)
     order = Order(
@@ -71,6 +73,7 @@ def asked_of(request: batcher_pb2.SubmitJobRequest, prefix: str, inline_allowed:
         max_output_tokens=request.max_output_tokens if request.HasField("max_output_tokens") else None,
         labels=_labels(checks, request.labels),
         deadline_us=_time_us(checks, request.deadline) if request.HasField("deadline") else None,
+        allow_batch_fallback=request.allow_batch_fallback,
     )
     checks.done()
     return Asked(account_id, job_id, order, inline)
@@ -176,6 +179,8 @@ def job_message(view: JobView, waiting_for: str = "", with_text: bool = True) ->
         failure=failure_message(view.failure),
         waiting_for=waiting_for,
         revision=job.last_revision,
+        asked_lane=LANES[order.lane],
+        allow_batch_fallback=order.allow_batch_fallback,
     )
 
 

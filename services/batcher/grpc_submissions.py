@@ -10,7 +10,7 @@ from services.batcher.errors import AccountNotFound, BatcherError, JobNotFound
 from services.batcher.grpc_messages import Asked
 from services.batcher.grpc_uploads import Uploads
 from services.batcher.job import Job, Lane, State, is_final, uid_of
-from services.batcher.pricing import PriceList, quote
+from services.batcher.pricing import PriceList, fallback_price, quote
 from services.batcher.store import NewJob, Store, Submitted
 from services.batcher.store_rows import JobView
 from services.chassis.auth import Principal
@@ -138,6 +138,7 @@ class Submissions:
             batch_id="",
             cancel_requested=False,
             last_revision=0,
+            fallback_price=fallback_price(defaults.prices, price, model) if order.allow_batch_fallback else 0,
         )
         max_output_tokens = order.max_output_tokens or defaults.max_output_tokens
         return NewJob(job, orders.encode(order), order.image_ids, order.detail, max_output_tokens, principal.subject)

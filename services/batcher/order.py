@@ -2,7 +2,8 @@
 
 The order is stored as JSON beside the job and compared field by field when the key comes again. What the server adds
 (the default model, the deadline, the price) is not in it, so that a change of defaults never turns a retry into a
-mismatch. An inline image is in it by its id, which is the SHA-256 of its bytes.
+mismatch. An inline image is in it by its id, which is the SHA-256 of its bytes. A field that came later has a default,
+with which the orders that were stored before are read.
 """
 
 import json
@@ -22,6 +23,7 @@ class Order(NamedTuple):
     max_output_tokens: int | None
     labels: Mapping[str, str]
     deadline_us: int | None
+    allow_batch_fallback: bool = False
 
 
 class Difference(NamedTuple):

@@ -21,7 +21,7 @@ from tests.batcher_jobs import FAR_US, HOUR_US, LIMITS, image, new_job, new_uid,
 ANSWER = Answer("a cat", "stop", 10, 2)
 BROKEN = Failure("server_error", "It broke.")
 BULK = {"rows", "uids", "keys", "batch_ids"}
-TABLES = {"jobs", "batches", "attempts", "submissions", "settlements", "images"}
+TABLES = {"jobs", "batches", "attempts", "submissions", "settlements", "lowerings", "images"}
 
 
 @pytest.fixture
@@ -44,6 +44,30 @@ async def running(stores, *job_ids, **fields):
     submission = await stores.batches.record(submission._replace(input_file_id="file-1"), stores.lease)
     await stores.batches.adopt(submission, "batch_1", stores.lease)
     return batch, queued
+
+
+async def test_a_job_that_falls_back_changes_its_lane_and_owes_a_lowering_until_it_is_answered(stores):
+    fields = {"lane": Lane.INSTANT, "price": 5, "fallback_price": 1}
+    done, gone = await stores.queued("a", "b", **fields)
+    limits = LIMITS._replace(attempts_max=1)
+    for job in (done, gone):
+        await stores.jobs.lose(job.uid, 1, BROKEN, True, limits, HOUR_US)
+    pending = await stores.jobs.pending_lowerings(10)
+    ended = await stores.jobs.lower({done.uid: "", gone.uid: "RESERVATION_RELEASED"}, [gone.uid], stores.lease)
+    again = await stores.jobs.lower({done.uid: "", gone.uid: ""}, [], stores.lease)
+    fallen = (await stores.jobs.view("alice", "a")).job
+    rows = [row for row in await stores.journal() if row.kind == "job.fell_back"]
+
+    assert pending == [(done.uid, 1), (gone.uid, 1)]
+    assert [(change.job.uid, change.job.state, change.failure.code) for change in ended] == [
+        (gone.uid, State.FAILED, "hold_lost")
+    ]
+    assert again == await stores.jobs.pending_lowerings(10) == []
+    assert (fallen.state, fallen.lane, fallen.price, fallen.attempt) == (State.QUEUED, Lane.BATCH, 1, 2)
+    assert [json.loads(row.body) for row in rows] == [
+        {"state": "QUEUED", "attempt": 2, "lane": "BATCH", "price": 1}
+    ] * 2
+    assert await stores.batches.depths() == {"gpt-x": 1}
 
 
 async def test_a_new_job_is_admitting_and_its_key_gives_it_again(stores):
@@ -397,4 +421,5 @@ def test_no_statement_reads_a_whole_table_on_sqlite(tmp_path):
     # These go through a partial index, which holds no more than what is open.
     open_ones = {"batches_open": "batches_open", "batches_unwanted": "batches_open", "jobs_admitting": "jobs_admitting"}
     open_ones |= dict.fromkeys(("queue_depths", "queue_page"), "jobs_waiting")
+    open_ones["lowerings_pending"] = "lowerings_pending"
     assert {name: step.rpartition(" ")[2] for name, step in whole} == open_ones

@@ -252,6 +252,8 @@ class Job(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ASKED_LANE_FIELD_NUMBER: _builtins.int
+    ALLOW_BATCH_FALLBACK_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The caller's key, unique for the account."""
     uid: _builtins.str
@@ -263,7 +265,7 @@ class Job(_message.Message):
     state: Global___JobState.ValueType
     """Where it stands."""
     lane: Global___Lane.ValueType
-    """How fast it is done."""
+    """How fast it is done, as things are."""
     attempt: _builtins.int
     """Which try this is, from 1."""
     prompt: _builtins.str
@@ -275,7 +277,7 @@ class Job(_message.Message):
     max_output_tokens: _builtins.int
     """The largest answer, in provider tokens."""
     price: _builtins.int
-    """The price pinned at admission, in tokens' smallest unit."""
+    """The price pinned at admission, in tokens' smallest unit; that of the batch lane once the job has fallen back."""
     price_version: _builtins.str
     """The version of the price list that it comes from."""
     batch_id: _builtins.str
@@ -286,6 +288,10 @@ class Job(_message.Message):
     """Why an unfinished job is not further, as a sentence: "next cycle at 12:05:00Z"."""
     revision: _builtins.int
     """The journal revision that last touched it."""
+    asked_lane: Global___Lane.ValueType
+    """The lane that was asked for; lane is another one once the job has fallen back."""
+    allow_batch_fallback: _builtins.bool
+    """Whether an instant job goes on as a batch job when the provider does not answer it."""
     @_builtins.property
     def settlement(self) -> Global___Settlement:
         """What became of its tokens."""
@@ -346,10 +352,12 @@ class Job(_message.Message):
         failure: Global___Failure | None = ...,
         waiting_for: _builtins.str = ...,
         revision: _builtins.int = ...,
+        asked_lane: Global___Lane.ValueType = ...,
+        allow_batch_fallback: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "create_time", b"create_time", "deadline", b"deadline", "failure", b"failure", "settlement", b"settlement", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer", b"answer", "attempt", b"attempt", "batch_id", b"batch_id", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline", b"deadline", "detail", b"detail", "failure", b"failure", "image_ids", b"image_ids", "job_id", b"job_id", "labels", b"labels", "lane", b"lane", "max_output_tokens", b"max_output_tokens", "model", b"model", "payer_account_id", b"payer_account_id", "price", b"price", "price_version", b"price_version", "prompt", b"prompt", "revision", b"revision", "settlement", b"settlement", "state", b"state", "uid", b"uid", "update_time", b"update_time", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "allow_batch_fallback", b"allow_batch_fallback", "answer", b"answer", "asked_lane", b"asked_lane", "attempt", b"attempt", "batch_id", b"batch_id", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline", b"deadline", "detail", b"detail", "failure", b"failure", "image_ids", b"image_ids", "job_id", b"job_id", "labels", b"labels", "lane", b"lane", "max_output_tokens", b"max_output_tokens", "model", b"model", "payer_account_id", b"payer_account_id", "price", b"price", "price_version", b"price_version", "prompt", b"prompt", "revision", b"revision", "settlement", b"settlement", "state", b"state", "uid", b"uid", "update_time", b"update_time", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -682,6 +690,7 @@ class SubmitJobRequest(_message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    ALLOW_BATCH_FALLBACK_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose job it is."""
     job_id: _builtins.str
@@ -698,6 +707,10 @@ class SubmitJobRequest(_message.Message):
     """How closely to look."""
     max_output_tokens: _builtins.int
     """The largest answer in provider tokens, 1 to 32,768; absent means the server's default."""
+    allow_batch_fallback: _builtins.bool
+    """Only with LANE_INSTANT: go on as a batch job, for its price, when the provider does not answer at once for reasons that
+    are not the job's fault.
+    """
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageSource]:
         """The images to ask about: one."""
@@ -724,10 +737,11 @@ class SubmitJobRequest(_message.Message):
         max_output_tokens: _builtins.int | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
+        allow_batch_fallback: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "deadline", b"deadline", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "account_id", b"account_id", "deadline", b"deadline", "detail", b"detail", "images", b"images", "job_id", b"job_id", "labels", b"labels", "lane", b"lane", "max_output_tokens", b"max_output_tokens", "model", b"model", "payer_account_id", b"payer_account_id", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "account_id", b"account_id", "allow_batch_fallback", b"allow_batch_fallback", "deadline", b"deadline", "detail", b"detail", "images", b"images", "job_id", b"job_id", "labels", b"labels", "lane", b"lane", "max_output_tokens", b"max_output_tokens", "model", b"model", "payer_account_id", b"payer_account_id", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
@@ -1109,6 +1123,8 @@ class JobChange(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    LANE_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     state: Global___JobState.ValueType
     """The state after the change."""
     attempt: _builtins.int
@@ -1117,6 +1133,10 @@ class JobChange(_message.Message):
     """Our batch that it is in, if any."""
     cancel_requested: _builtins.bool
     """Whether a cancel was asked for."""
+    lane: Global___Lane.ValueType
+    """The lane from now on, when the change is a fall back to another; else unspecified."""
+    price: _builtins.int
+    """The price from now on, when lane is set."""
     @_builtins.property
     def settlement(self) -> Global___Settlement:
         """What became of its tokens, once the job has ended."""
@@ -1144,10 +1164,12 @@ class JobChange(_message.Message):
         time: _timestamp_pb2.Timestamp | None = ...,
         answer: Global___Answer | None = ...,
         failure: Global___Failure | None = ...,
+        lane: Global___Lane.ValueType = ...,
+        price: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "failure", b"failure", "settlement", b"settlement", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "attempt", b"attempt", "batch_id", b"batch_id", "cancel_requested", b"cancel_requested", "failure", b"failure", "settlement", b"settlement", "state", b"state", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "attempt", b"attempt", "batch_id", b"batch_id", "cancel_requested", b"cancel_requested", "failure", b"failure", "lane", b"lane", "price", b"price", "settlement", b"settlement", "state", b"state", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -109,6 +109,9 @@ class BatcherServiceServicer:
         """Accepts a job. Returns once it is durable, with the state that it reached: QUEUED or RUNNING when its tokens are held,
         ADMITTING when the wallet did not answer in time. A client that leaves cancels nothing.
 
+        An instant job with allow_batch_fallback that the provider is too busy or too broken for goes on as a batch job, at the
+        price that this had when the job was accepted; what is held beyond it is given back at once.
+
         Scope: job.submit. Errors: IMAGE_NOT_FOUND, IMAGE_UNREADABLE and IMAGE_TOO_LARGE (inline images), IDEMPOTENCY_MISMATCH,
         INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id, job_id) is the key; a job that was REJECTED for funds is
         admitted anew. Limits: prompt up to 32 KiB, inline image up to 1 MiB, 16 labels.
