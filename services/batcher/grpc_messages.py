@@ -72,7 +72,7 @@ def asked_of(request: batcher_pb2.SubmitJobRequest, prefix: str, inline_allowed:
         detail=_DETAIL_NAMES.get(request.detail, ""),
         max_output_tokens=request.max_output_tokens if request.HasField("max_output_tokens") else None,
         labels=_labels(checks, request.labels),
-        deadline_us=_time_us(checks, request.deadline) if request.HasField("deadline") else None,
+        deadline_us=time_us(checks, "deadline", request.deadline) if request.HasField("deadline") else None,
         allow_batch_fallback=request.allow_batch_fallback,
     )
     checks.done()
@@ -122,11 +122,12 @@ def _labels(checks: Checks, labels: Mapping[str, str]) -> dict[str, str]:
     return dict(labels)
 
 
-def _time_us(checks: Checks, time: Timestamp) -> int:
+def time_us(checks: Checks, field: str, time: Timestamp) -> int:
+    """A time in microseconds since the epoch; 0 if it is none at all."""
     try:
         return time.ToMicroseconds()
     except ValueError:
-        checks.fail("deadline", str(time), "is not a time")
+        checks.fail(field, str(time), "is not a time")
         return 0
 
 
@@ -181,6 +182,7 @@ def job_message(view: JobView, waiting_for: str = "", with_text: bool = True) ->
         revision=job.last_revision,
         asked_lane=LANES[order.lane],
         allow_batch_fallback=order.allow_batch_fallback,
+        retry_of=order.retry_of,
     )
 
 

@@ -39,6 +39,7 @@ class State(StrEnum):
     REJECTED = "REJECTED"
 
 
+DEAD = frozenset({State.FAILED, State.EXPIRED})
 FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.EXPIRED, State.CANCELLED, State.REJECTED})
 
 

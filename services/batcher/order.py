@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 
 class Order(NamedTuple):
-    """A request for a job. Empty strings and None stand for what the client left to the server."""
+    """A request for a job. Empty strings and None stand for what the client left to the server.
+
+    retry_of: the job_id of the dead job whose content this has.
+    """
 
     payer_account_id: str
     image_ids: tuple[str, ...]
@@ -24,6 +27,7 @@ class Order(NamedTuple):
     labels: Mapping[str, str]
     deadline_us: int | None
     allow_batch_fallback: bool = False
+    retry_of: str = ""
 
 
 class Difference(NamedTuple):
@@ -43,6 +47,11 @@ def decode(text: str) -> Order:
     """The order of a stored text."""
     fields = json.loads(text)
     return Order(**{**fields, "image_ids": tuple(fields["image_ids"])})
+
+
+def again(order: Order, job_id: str, model: str, max_output_tokens: int) -> Order:
+    """The order that retries a dead job: its content as it was pinned, with a deadline of its own."""
+    return order._replace(model=model, max_output_tokens=max_output_tokens, deadline_us=None, retry_of=job_id)
 
 
 def first_difference(stored: str, received: str) -> Difference | None:

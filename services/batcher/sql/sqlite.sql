@@ -71,7 +71,7 @@ UPDATE jobs SET
     state = r.state, cancel_requested = r.cancel_requested, update_time_us = r.update_time_us,
     last_revision = r.last_revision, answer = r.answer, finish_reason = r.finish_reason,
     input_tokens = r.input_tokens, output_tokens = r.output_tokens,
-    failure_code = r.failure_code, failure_message = r.failure_message
+    failure_code = r.failure_code, failure_message = r.failure_message, end_time_us = r.update_time_us
 FROM (
     SELECT value ->> 'uid' AS uid, value ->> 'was_state' AS was_state, value ->> 'was_attempt' AS was_attempt,
     value ->> 'state' AS state, value ->> 'cancel_requested' AS cancel_requested,
@@ -131,6 +131,27 @@ FROM jobs LEFT JOIN settlements ON settlements.uid = jobs.uid
 WHERE jobs.account_id = :account_id AND NOT jobs.superseded
     AND (:state = '' OR jobs.state = :state) AND (:before_uid = '' OR jobs.uid < :before_uid)
 ORDER BY jobs.uid DESC LIMIT :count;
+
+-- name: jobs_dead(account_id, failure_code, since_us, before_us, before_uid, count)
+SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane, jobs.model, jobs.price,
+    jobs.price_version, jobs.line_bytes, jobs.deadline_us, jobs.hold_duration_us, jobs.create_time_us,
+    jobs.update_time_us, jobs.queue_time_us, jobs.not_before_us, jobs.hold_expire_time_us, jobs.state, jobs.attempt,
+    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.fallback_price, jobs.detail,
+    jobs.max_output_tokens, jobs.request, jobs.answer, jobs.finish_reason, jobs.input_tokens, jobs.output_tokens,
+    jobs.failure_code, jobs.failure_message, settlements.action, settlements.amount,
+    settlements.state AS settlement_state, jobs.end_time_us
+FROM jobs LEFT JOIN settlements ON settlements.uid = jobs.uid
+WHERE jobs.state IN ('FAILED', 'EXPIRED') AND jobs.end_time_us >= :since_us
+    AND (jobs.end_time_us, jobs.uid) < (:before_us, :before_uid)
+    AND (:account_id = '' OR jobs.account_id = :account_id)
+    AND (:failure_code = '' OR jobs.failure_code = :failure_code)
+ORDER BY jobs.end_time_us DESC, jobs.uid DESC LIMIT :count;
+
+-- name: attempts_last(uids, count)
+SELECT a.uid, a.attempt, a.batch_id, a.start_time_us, a.end_time_us, a.outcome
+FROM attempts a JOIN jobs j ON j.uid = a.uid
+WHERE a.uid IN (SELECT value FROM json_each(:uids)) AND a.attempt > j.attempt - :count
+ORDER BY a.uid, a.attempt;
 
 -- name: jobs_admitting(before_us, count)
 SELECT uid FROM jobs

@@ -254,6 +254,7 @@ class Job(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ASKED_LANE_FIELD_NUMBER: _builtins.int
     ALLOW_BATCH_FALLBACK_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The caller's key, unique for the account."""
     uid: _builtins.str
@@ -292,6 +293,8 @@ class Job(_message.Message):
     """The lane that was asked for; lane is another one once the job has fallen back."""
     allow_batch_fallback: _builtins.bool
     """Whether an instant job goes on as a batch job when the provider does not answer it."""
+    retry_of: _builtins.str
+    """The job_id of the dead job of the same account that this one retries, if it does."""
     @_builtins.property
     def settlement(self) -> Global___Settlement:
         """What became of its tokens."""
@@ -354,10 +357,11 @@ class Job(_message.Message):
         revision: _builtins.int = ...,
         asked_lane: Global___Lane.ValueType = ...,
         allow_batch_fallback: _builtins.bool = ...,
+        retry_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "create_time", b"create_time", "deadline", b"deadline", "failure", b"failure", "settlement", b"settlement", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "allow_batch_fallback", b"allow_batch_fallback", "answer", b"answer", "asked_lane", b"asked_lane", "attempt", b"attempt", "batch_id", b"batch_id", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline", b"deadline", "detail", b"detail", "failure", b"failure", "image_ids", b"image_ids", "job_id", b"job_id", "labels", b"labels", "lane", b"lane", "max_output_tokens", b"max_output_tokens", "model", b"model", "payer_account_id", b"payer_account_id", "price", b"price", "price_version", b"price_version", "prompt", b"prompt", "revision", b"revision", "settlement", b"settlement", "state", b"state", "uid", b"uid", "update_time", b"update_time", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "allow_batch_fallback", b"allow_batch_fallback", "answer", b"answer", "asked_lane", b"asked_lane", "attempt", b"attempt", "batch_id", b"batch_id", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline", b"deadline", "detail", b"detail", "failure", b"failure", "image_ids", b"image_ids", "job_id", b"job_id", "labels", b"labels", "lane", b"lane", "max_output_tokens", b"max_output_tokens", "model", b"model", "payer_account_id", b"payer_account_id", "price", b"price", "price_version", b"price_version", "prompt", b"prompt", "retry_of", b"retry_of", "revision", b"revision", "settlement", b"settlement", "state", b"state", "uid", b"uid", "update_time", b"update_time", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1026,6 +1030,216 @@ class CancelJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelJobResponse: _TypeAlias = CancelJobResponse  # noqa: Y015
+
+@_typing.final
+class ListDeadJobsRequest(_message.Message):
+    """Asks for a page of dead jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    FAILURE_CODE_FIELD_NUMBER: _builtins.int
+    END_TIME_FROM_FIELD_NUMBER: _builtins.int
+    END_TIME_BEFORE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Only those of this account; empty means all."""
+    failure_code: _builtins.str
+    """Only those with this failure.code; empty means all."""
+    page_size: _builtins.int
+    """How many at most; 0 means 100, more than 500 is lowered to 500."""
+    page_token: _builtins.str
+    """Where to go on: the next_page_token of the page before, with the same filters, or empty."""
+    @_builtins.property
+    def end_time_from(self) -> _timestamp_pb2.Timestamp:
+        """Only those that ended then or later; absent means all."""
+
+    @_builtins.property
+    def end_time_before(self) -> _timestamp_pb2.Timestamp:
+        """Only those that ended before; absent means all."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        failure_code: _builtins.str = ...,
+        end_time_from: _timestamp_pb2.Timestamp | None = ...,
+        end_time_before: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time_before", b"end_time_before", "end_time_from", b"end_time_from"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "end_time_before", b"end_time_before", "end_time_from", b"end_time_from", "failure_code", b"failure_code", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadJobsRequest: _TypeAlias = ListDeadJobsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeadJobsResponse(_message.Message):
+    """A page of dead jobs, those that ended last first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Ask with this for the next page; empty when there is none."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadJob]:
+        """The jobs."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[Global___DeadJob] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadJobsResponse: _TypeAlias = ListDeadJobsResponse  # noqa: Y015
+
+@_typing.final
+class DeadJob(_message.Message):
+    """A job that FAILED or EXPIRED."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job, without prompt and labels; failure says why it died."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """Its last attempts, oldest first, up to 10."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        attempts: _abc.Iterable[Global___Attempt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "end_time", b"end_time", "job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadJob: _TypeAlias = DeadJob  # noqa: Y015
+
+@_typing.final
+class Attempt(_message.Message):
+    """One try of a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """Its number, from 1."""
+    batch_id: _builtins.str
+    """Our batch that it was in; empty for an instant try."""
+    outcome: _builtins.str
+    """What became of it, as a word for programs: a failure's code, cancelled, ..."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended; absent while it has not."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        batch_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        outcome: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batch_id", b"batch_id", "end_time", b"end_time", "outcome", b"outcome", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
+
+@_typing.final
+class RetryJobRequest(_message.Message):
+    """Asks to retry a dead job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    NEW_JOB_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose job it is."""
+    job_id: _builtins.str
+    """The key of the dead job."""
+    new_job_id: _builtins.str
+    """The key of the new one, chosen by the caller."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        new_job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "job_id", b"job_id", "new_job_id", b"new_job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryJobRequest: _TypeAlias = RetryJobRequest  # noqa: Y015
+
+@_typing.final
+class RetryJobResponse(_message.Message):
+    """The new job as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """Whether it had been submitted before."""
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryJobResponse: _TypeAlias = RetryJobResponse  # noqa: Y015
 
 @_typing.final
 class WatchJobRequest(_message.Message):

@@ -106,6 +106,25 @@ class BatcherServiceStub:
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-1"}' localhost:50052 punchcard.batcher.v1.BatcherService/WatchJob
     """
+    ListDeadJobs: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.ListDeadJobsRequest, _batcher_pb2.ListDeadJobsResponse]
+    """Pages through the jobs that FAILED or EXPIRED, of all accounts or one, those that ended last first: for operators, so that
+    they come with their cause and what was tried, and without prompt and labels.
+
+    Scope: job.admin, which sees every account. Errors: INVALID_FIELD (a page_token of another list). Retry: safe, a read.
+    Limits: page_size up to 500 (more is lowered), 0 means 100; of each job the last 10 attempts.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"failure_code": "provider_error", "page_size": 20}' localhost:50052 punchcard.batcher.v1.BatcherService/ListDeadJobs
+    """
+    RetryJob: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.RetryJobRequest, _batcher_pb2.RetryJobResponse]
+    """Submits what a dead job asked as a new job: the same images, prompt, model, lane and payer, at today's price, with the
+    server's default deadline. The dead job stays as it is, and the new one names it in retry_of.
+
+    Scope: job.submit. Errors: JOB_NOT_FOUND, JOB_NOT_DEAD, INVALID_FIELD (also: the job's model is no longer offered),
+    IMAGE_NOT_FOUND (erased since), IDEMPOTENCY_MISMATCH, INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id,
+    new_job_id) is the key, as if the new job had been submitted with it.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-0", "new_job_id": "cat-0.again"}' localhost:50052 punchcard.batcher.v1.BatcherService/RetryJob
+    """
 
 @_typing.type_check_only
 class BatcherServiceAsyncStub(BatcherServiceStub):
@@ -184,6 +203,25 @@ class BatcherServiceAsyncStub(BatcherServiceStub):
     the watch). Retry: safe, with the last resume_token.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-1"}' localhost:50052 punchcard.batcher.v1.BatcherService/WatchJob
+    """
+    ListDeadJobs: _aio.UnaryUnaryMultiCallable[_batcher_pb2.ListDeadJobsRequest, _batcher_pb2.ListDeadJobsResponse]  # type: ignore[assignment]
+    """Pages through the jobs that FAILED or EXPIRED, of all accounts or one, those that ended last first: for operators, so that
+    they come with their cause and what was tried, and without prompt and labels.
+
+    Scope: job.admin, which sees every account. Errors: INVALID_FIELD (a page_token of another list). Retry: safe, a read.
+    Limits: page_size up to 500 (more is lowered), 0 means 100; of each job the last 10 attempts.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"failure_code": "provider_error", "page_size": 20}' localhost:50052 punchcard.batcher.v1.BatcherService/ListDeadJobs
+    """
+    RetryJob: _aio.UnaryUnaryMultiCallable[_batcher_pb2.RetryJobRequest, _batcher_pb2.RetryJobResponse]  # type: ignore[assignment]
+    """Submits what a dead job asked as a new job: the same images, prompt, model, lane and payer, at today's price, with the
+    server's default deadline. The dead job stays as it is, and the new one names it in retry_of.
+
+    Scope: job.submit. Errors: JOB_NOT_FOUND, JOB_NOT_DEAD, INVALID_FIELD (also: the job's model is no longer offered),
+    IMAGE_NOT_FOUND (erased since), IDEMPOTENCY_MISMATCH, INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id,
+    new_job_id) is the key, as if the new job had been submitted with it.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-0", "new_job_id": "cat-0.again"}' localhost:50052 punchcard.batcher.v1.BatcherService/RetryJob
     """
 
 class BatcherServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -302,6 +340,37 @@ class BatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         the watch). Retry: safe, with the last resume_token.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-1"}' localhost:50052 punchcard.batcher.v1.BatcherService/WatchJob
+        """
+
+    @_abc_1.abstractmethod
+    def ListDeadJobs(
+        self,
+        request: _batcher_pb2.ListDeadJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batcher_pb2.ListDeadJobsResponse, _abc.Awaitable[_batcher_pb2.ListDeadJobsResponse]]:
+        """Pages through the jobs that FAILED or EXPIRED, of all accounts or one, those that ended last first: for operators, so that
+        they come with their cause and what was tried, and without prompt and labels.
+
+        Scope: job.admin, which sees every account. Errors: INVALID_FIELD (a page_token of another list). Retry: safe, a read.
+        Limits: page_size up to 500 (more is lowered), 0 means 100; of each job the last 10 attempts.
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"failure_code": "provider_error", "page_size": 20}' localhost:50052 punchcard.batcher.v1.BatcherService/ListDeadJobs
+        """
+
+    @_abc_1.abstractmethod
+    def RetryJob(
+        self,
+        request: _batcher_pb2.RetryJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batcher_pb2.RetryJobResponse, _abc.Awaitable[_batcher_pb2.RetryJobResponse]]:
+        """Submits what a dead job asked as a new job: the same images, prompt, model, lane and payer, at today's price, with the
+        server's default deadline. The dead job stays as it is, and the new one names it in retry_of.
+
+        Scope: job.submit. Errors: JOB_NOT_FOUND, JOB_NOT_DEAD, INVALID_FIELD (also: the job's model is no longer offered),
+        IMAGE_NOT_FOUND (erased since), IDEMPOTENCY_MISMATCH, INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id,
+        new_job_id) is the key, as if the new job had been submitted with it.
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-0", "new_job_id": "cat-0.again"}' localhost:50052 punchcard.batcher.v1.BatcherService/RetryJob
         """
 
 def add_BatcherServiceServicer_to_server(servicer: BatcherServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

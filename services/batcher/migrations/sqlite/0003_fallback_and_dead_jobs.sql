@@ -15,6 +15,15 @@ CREATE TABLE lowerings (
 
 CREATE INDEX lowerings_pending ON lowerings (uid) WHERE state = 'PENDING';
 
+-- When a job ended; 0 while it has not. Of jobs that had ended before this column came, when they last changed.
+ALTER TABLE jobs ADD COLUMN end_time_us INTEGER NOT NULL DEFAULT 0;
+UPDATE jobs SET end_time_us = update_time_us
+WHERE state IN ('SUCCEEDED', 'FAILED', 'EXPIRED', 'CANCELLED', 'REJECTED');
+
+CREATE INDEX jobs_dead ON jobs (end_time_us, uid) WHERE state IN ('FAILED', 'EXPIRED');
+
 -- migrate:down
+DROP INDEX jobs_dead;
+ALTER TABLE jobs DROP COLUMN end_time_us;
 DROP TABLE lowerings;
 ALTER TABLE jobs DROP COLUMN fallback_price;
