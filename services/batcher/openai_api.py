@@ -65,7 +65,11 @@ class ProviderMissing(ProviderError):
 
 
 class ProviderDoubt(ProviderError):
-    """Whether it was done is not known."""
+    """Whether it was done is not known. retry_after_seconds: as the provider asked for, or 0."""
+
+    def __init__(self, message: str, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +248,7 @@ def _named_status(error: APIStatusError) -> ProviderError:
     failure = batch_file.read_failure(status, error.body)
     said = f"{failure.message} (status {status}, request {error.request_id})"[:MESSAGE_CHARS_MAX]
     if status >= 500 or status == 408:
-        return ProviderDoubt(said)
+        return ProviderDoubt(said, _retry_after_seconds(error.response.headers, 0.0))
     if status in (401, 403):
         # The provider repeats a part of the key in its own words.
         return ProviderRefused(failure.code, f"the key is not accepted (status {status})", permanent=False)
@@ -253,11 +257,11 @@ def _named_status(error: APIStatusError) -> ProviderError:
     if failure.code == "insufficient_quota" or status == 409:
         return ProviderRefused(failure.code, said, permanent=False)
     if status == 429:
-        return ProviderBusy(said, _retry_after_seconds(error.response.headers))
+        return ProviderBusy(said, _retry_after_seconds(error.response.headers, BUSY_SECONDS))
     return ProviderRefused(failure.code, said, permanent=not failure.retryable)
 
 
-def _retry_after_seconds(headers: Mapping[str, str]) -> float:
+def _retry_after_seconds(headers: Mapping[str, str], unsaid_seconds: float) -> float:
     for name, unit_seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit_seconds
@@ -265,7 +269,7 @@ def _retry_after_seconds(headers: Mapping[str, str]) -> float:
             continue
         if seconds >= 0:
             return min(seconds, BUSY_SECONDS_MAX)
-    return BUSY_SECONDS
+    return unsaid_seconds
 
 
 def _batch(shown: object) -> ProviderBatch:
