@@ -270,12 +270,17 @@ async def test_the_database_itself_refuses_an_overdrawn_account(database_url: st
         await execute(database_url, f"UPDATE accounts SET {change}")
 
 
+def _execute_in_file(path: str, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.execute(statement)
+        file.commit()
+
+
 async def execute(url: str, statement: str) -> None:
     """Runs a statement as somebody with direct access to the database would."""
     if url.startswith("sqlite:"):
-        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:"))) as file:
-            file.execute(statement)
-            file.commit()
+        # In a thread of its own: a service of this process may be in a transaction, which can't end while its loop waits.
+        await asyncio.to_thread(_execute_in_file, url.removeprefix("sqlite:"), statement)
         return
     connection = await asyncpg.connect(url)
     try:
