@@ -279,7 +279,7 @@ def _execute_in_file(path: str, statement: str) -> None:
 async def execute(url: str, statement: str) -> None:
     """Runs a statement as somebody with direct access to the database would."""
     if url.startswith("sqlite:"):
-        # In a thread of its own: a service of this process may be in a transaction, which can't end while its loop waits.
+        # In a thread: a service of this process may be in a transaction, which can't end while its loop waits.
         await asyncio.to_thread(_execute_in_file, url.removeprefix("sqlite:"), statement)
         return
     connection = await asyncpg.connect(url)
