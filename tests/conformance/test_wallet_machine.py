@@ -30,6 +30,8 @@ STEPS = 40
 GRACES_US = [3 * SECOND_US, 30 * SECOND_US, 0]
 QUICK = settings(
     deadline=None,
+    # A normal run draws the same histories each time, so that a red one is the change's doing; a soak draws new ones.
+    derandomize=TIMES_AS_LONG == 1,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )
 

@@ -385,3 +385,24 @@ async def test_a_sweep_that_finds_nothing_due_leaves_the_end_of_the_journal_as_i
     async with database.reading() as tx:
         assert await journal.read_head(tx) == before
         await journal.check_tail(tx)
+
+
+async def test_lots_that_the_next_sweep_will_make_are_read_in_their_place(store: Store, clock: Clock) -> None:
+    """A grace that ends with an older lot is younger, and so is spent behind it, before the sweep and after it."""
+    brief = Store(store._database, Rules(welcome_bonus=0, grace_us=3 * SECOND_US))
+    await brief.run_group(
+        [
+            OpenAccount("boss", "alice"),
+            Grant("boss", "alice", "soon", 1, "", 2 * SECOND_US),
+            Grant("boss", "alice", "later", 1, "", 5 * SECOND_US),
+            reserve("r1", 1)._replace(hold_us=2 * SECOND_US),
+        ]
+    )
+    clock.now_us += 2 * SECOND_US
+
+    unswept = [(lot.grant_id, lot.lot_id > 0) for lot in await brief.lots("alice")]
+    await brief.run_group([Sweep("alice")])
+    swept = [lot.grant_id for lot in await brief.lots("alice")]
+
+    assert unswept == [("later", True), ("soon", False)]
+    assert swept == ["later", "soon"]
