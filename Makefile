@@ -11,11 +11,11 @@ PROTOS := $(sort $(wildcard proto/punchcard/*/v1/*.proto))
 # The protoc plugins of mypy-protobuf are looked up on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# What `make demo` shows to the model (a list of files), and further words for demo, up, down, token and bench.
+# What `make demo` shows to the model (a list of files), and further words for soak, demo, up, down, token and bench.
 IMAGES ?=
 ARGS ?=
 
-.PHONY: help setup generate env-example lint format test test-all lock demo up down token bench clean
+.PHONY: help setup generate env-example lint format test test-all soak lock demo up down token bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ test: setup ## Run all tests but the slow ones
 
 test-all: setup ## Run all tests
 	pytest
+
+soak: setup ## Run the wallet against its model for long (ARGS=100: as many times as long as in `make test`)
+	PUNCHCARD_SOAK=$(or $(ARGS),20) pytest tests/conformance/test_wallet_machine.py
 
 lock: setup ## Pin the requirements anew (needs uv)
 	@command -v uv > /dev/null || { echo "make lock needs uv, which pins for every platform at once"; exit 1; }

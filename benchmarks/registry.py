@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import pkgutil
@@ -16,7 +17,7 @@ from typing import Final
 import benchmarks
 
 FOLDER: Final = Path(__file__).parent
-_NOT_BENCHMARKS: Final = {"__main__", "registry", "processes", "load", "wallets", "stacks"}
+_NOT_BENCHMARKS: Final = {"__main__", "registry", "processes", "load", "wallets", "stacks", "databases", "ledgers"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Result:
         return json.dumps({**asdict(self), "machine": machine(), "commit": commit()})
 
 
-Run = Callable[[float], Coroutine[None, None, Result]]
+Run = Callable[..., Coroutine[None, None, Result]]
 
 
 def names() -> list[str]:
@@ -50,6 +51,16 @@ def load(name: str) -> Run:
     """The `run(scale)` of one benchmark; `scale` stretches how long or how much it does."""
     run: Run = importlib.import_module(f"benchmarks.{name}").run
     return run
+
+
+def takes_database(name: str) -> bool:
+    """Whether it runs on either database: then `run(scale, "postgres")` is the other."""
+    return "database" in inspect.signature(load(name)).parameters
+
+
+def name_on(name: str, database: str) -> str:
+    """How a benchmark is called on a database: SQLite is not mentioned."""
+    return name if database == "sqlite" else f"{name}_{database}"
 
 
 def machine() -> str:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import wallets
+from benchmarks.databases import count_held, new_database
 from benchmarks.load import Load, run_large_load
 from benchmarks.processes import load_process, server_process
-from benchmarks.registry import Result
+from benchmarks.registry import Result, name_on
 from services.chassis.database import migrate
 
 CLIENTS: Final = 3
@@ -27,7 +28,7 @@ ROUND_SECONDS: Final = 2.0
 BASELINE_TRANSACTIONS: Final = 40
 
 
-async def run(scale: float) -> Result:
+async def run(scale: float, database: str = "sqlite") -> Result:
     """Reservations a second; `scale` stretches the rounds."""
     secret = secrets.token_bytes(32)
     rates: list[float] = []
@@ -35,7 +36,7 @@ async def run(scale: float) -> Result:
     acknowledged = 0
     with tempfile.TemporaryDirectory() as name, load_process() as in_load_process:
         folder = Path(name)
-        async with server_process(wallets.serve_wallet, secret, folder) as port:
+        async with new_database(database) as url, server_process(wallets.serve_wallet, secret, folder, url) as port:
             call = (port, wallets.BATCH_RESERVE, wallets.authorization(secret), wallets.make_batches)
             for number in range(ROUNDS):
                 load: Load = await in_load_process(run_large_load, *call, CLIENTS, ROUND_SECONDS * scale)
@@ -43,11 +44,11 @@ async def run(scale: float) -> Result:
                 acknowledged += load.calls * wallets.ITEMS
                 transactions = max(1, int(BASELINE_TRANSACTIONS * scale))
                 raw.append(await in_load_process(write_rows, folder / f"raw-{number}.db", transactions))
-        held = wallets.count_held(folder)
+            held = await count_held(url)
     assert held >= acknowledged, f"{acknowledged} were acknowledged and {held} are there"
     value, baseline = statistics.median(rates[1:]), statistics.median(raw[1:])
     return Result(
-        name="reserve_bulk",
+        name=name_on("reserve_bulk", database),
         value=round(value),
         unit="reserves/s",
         baseline=f"the same rows by bare sqlite3, {round(baseline)} reserves/s",

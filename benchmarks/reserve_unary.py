@@ -12,24 +12,26 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import chassis_echo, wallets
+from benchmarks.databases import count_held, new_database
 from benchmarks.load import Load, run_load
 from benchmarks.processes import load_process, server_process
-from benchmarks.registry import Result
+from benchmarks.registry import Result, name_on
 
 CLIENTS: Final = 64
 ROUNDS: Final = 7
 ROUND_SECONDS: Final = 1.5
 
 
-async def run(scale: float) -> Result:
+async def run(scale: float, database: str = "sqlite") -> Result:
     """Reserves a second; `scale` stretches the rounds."""
     secret = secrets.token_bytes(32)
     seconds = ROUND_SECONDS * scale
     with tempfile.TemporaryDirectory() as name, load_process() as in_load_process:
         folder = Path(name)
         async with (
+            new_database(database) as url,
             server_process(chassis_echo.serve_behind_chassis, secret, folder / "echo.log") as echo_port,
-            server_process(wallets.serve_wallet, secret, folder) as wallet_port,
+            server_process(wallets.serve_wallet, secret, folder, url) as wallet_port,
         ):
             echo_call = (echo_port, chassis_echo.METHOD, chassis_echo.authorization(secret), chassis_echo.make_messages)
             reserve_call = (wallet_port, wallets.RESERVE, wallets.authorization(secret), wallets.make_reserves)
@@ -41,12 +43,12 @@ async def run(scale: float) -> Result:
                     assert load.failures == 0, load
                     rates[call[0]].append(load.calls_per_second)
                     acknowledged += load.calls if call is reserve_call else 0
-        held = wallets.count_held(folder)
+            held = await count_held(url)
     assert held >= acknowledged, f"{acknowledged} were acknowledged and {held} are there"
     # The first round of each warmed it up.
     value, baseline = statistics.median(rates[wallet_port][1:]), statistics.median(rates[echo_port][1:])
     return Result(
-        name="reserve_unary",
+        name=name_on("reserve_unary", database),
         value=round(value),
         unit="reserves/s",
         baseline=f"echo behind the chassis, {round(baseline)} calls/s",

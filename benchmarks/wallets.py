@@ -6,10 +6,8 @@ import base64
 import itertools
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +24,11 @@ from services.wallet.settings import WalletSettings
 RESERVE: Final = "/punchcard.wallet.v1.WalletService/Reserve"
 BATCH_RESERVE: Final = "/punchcard.wallet.v1.WalletService/BatchReserve"
 AUDIENCE: Final = "punchcard.wallet"
-SCOPES: Final = "account.open wallet.reserve act_for:*"
+SCOPES: Final = "account.open wallet.reserve wallet.read act_for:*"
 ACCOUNTS: Final = 1_000
 BONUS: Final = 10**12
 ITEMS: Final = 1_000
+READY_BATCHES: Final = 120
 HOLD: Final = Duration(seconds=3600)
 
 
@@ -39,8 +38,9 @@ def authorization(secret: bytes) -> str:
     return f"Bearer {jwt.encode(claims, secret, algorithm='HS256', headers={'kid': 'bench'})}"
 
 
-async def serve_wallet(announce: Announce, secret: bytes, folder: Path) -> None:
-    """Serves a wallet on SQLite, flushing each transaction to the disk under `folder`, until SIGTERM."""
+async def serve_wallet(announce: Announce, secret: bytes, folder: Path, database_url: str) -> None:
+    """Serves a wallet until SIGTERM; `folder` is for its keys, its log and its process id."""
+    (folder / "wallet.pid").write_text(str(os.getpid()))
     key = {"kty": "oct", "kid": "bench", "k": base64.urlsafe_b64encode(secret).decode().rstrip("=")}
     jwks_file = folder / "jwks.json"
     jwks_file.write_text(json.dumps({"keys": [key]}))
@@ -48,7 +48,7 @@ async def serve_wallet(announce: Announce, secret: bytes, folder: Path) -> None:
         _env_file=None,  # type: ignore[call-arg]
         listen_address="127.0.0.1:0",
         metrics_address="127.0.0.1:0",
-        database_url=f"sqlite:{database_file(folder)}",
+        database_url=database_url,
         jwks_file=jwks_file,
         welcome_bonus=BONUS,
     )
@@ -61,32 +61,20 @@ async def serve_wallet(announce: Announce, secret: bytes, folder: Path) -> None:
         logs.close()
 
 
-def database_file(folder: Path) -> Path:
-    """Where the wallet of this folder keeps its ledger."""
-    return folder / "wallet.db"
-
-
-def count_held(folder: Path) -> int:
-    """How many reservations the ledger holds: what was acknowledged must all be there."""
-    with closing(sqlite3.connect(database_file(folder))) as connection:
-        (count,) = connection.execute("SELECT count(*) FROM reservations WHERE state = 1").fetchone()
-    return int(count)
-
-
-def make_reserves() -> Callable[[], bytes]:
-    """Makes serialized Reserves of fresh ids, over 1,000 accounts."""
+def make_reserves(accounts: int = ACCOUNTS) -> Callable[[], bytes]:
+    """Makes serialized Reserves of fresh ids, over so many accounts."""
     numbers = itertools.count()
     run = os.urandom(4).hex()
-    return lambda: _reserve(run, next(numbers)).SerializeToString()
+    return lambda: _reserve(run, next(numbers), accounts).SerializeToString()
 
 
-def make_batches() -> Callable[[], bytes]:
-    """Makes serialized BatchReserves of 1,000 fresh ids each, over 1,000 accounts."""
+def make_batches(accounts: int = ACCOUNTS) -> Callable[[], bytes]:
+    """Makes serialized BatchReserves of 1,000 fresh ids each, over so many accounts."""
     numbers = itertools.count()
     run = os.urandom(4).hex()
 
     def batch() -> bytes:
-        items = [_reserve(run, next(numbers)) for _ in range(ITEMS)]
+        items = [_reserve(run, next(numbers), accounts) for _ in range(ITEMS)]
         return wallet_pb2.BatchReserveRequest(items=items).SerializeToString()
 
     # Making a message costs the client as much as a call costs the server, so that they are made before the clock runs.
@@ -94,12 +82,9 @@ def make_batches() -> Callable[[], bytes]:
     return lambda: ready.pop() if ready else batch()
 
 
-READY_BATCHES: Final = 120
-
-
-def _reserve(run: str, number: int) -> wallet_pb2.ReserveRequest:
+def _reserve(run: str, number: int, accounts: int) -> wallet_pb2.ReserveRequest:
     return wallet_pb2.ReserveRequest(
-        account_id=f"account-{number % ACCOUNTS}",
+        account_id=f"account-{number % accounts}",
         reservation_id=f"{run}-{number:010d}",
         amount=1,
         hold_duration=HOLD,

@@ -4,8 +4,10 @@ keys/signing.pem    an Ed25519 private key, readable by its owner alone
 keys/jwks.json      its public half, which the services check tokens against
 keys/s3.json        access key and secret key
 keys/openai_twin    the twin's API key
+keys/openai_webhook what the twin signs its webhooks with
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -67,6 +69,10 @@ class Keys:
     def openai_twin(self) -> str:
         """The twin's API key."""
         return self._kept("openai_twin", f"sk-twin-{secrets.token_hex(16)}")
+
+    def openai_webhook(self) -> str:
+        """The secret of the twin's webhooks."""
+        return self._kept("openai_webhook", f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}")
 
     def _load_signing_key(self) -> Ed25519PrivateKey:
         made = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -1,5 +1,6 @@
 """How each part is started: its command line and its environment."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -65,7 +66,17 @@ class Launches:
         command = [sys.executable, "-m", "sandbox.openai_twin"]
         for name, value in options.items():
             command += [f"--{name.replace('_', '-')}", str(value)]
-        return Launch(command, {"OPENAI_TWIN_API_KEY": self._secrets.openai_twin()})
+        if self._plan.faults:
+            script = self._data / "faults.json"
+            script.write_text(json.dumps(self._plan.faults))
+            command += ["--faults", str(script)]
+        if self._plan.webhook_url:
+            command += ["--webhook-url", self._plan.webhook_url]
+        environment = {
+            "OPENAI_TWIN_API_KEY": self._secrets.openai_twin(),
+            "OPENAI_TWIN_WEBHOOK_SECRET": self._secrets.openai_webhook(),
+        }
+        return Launch(command, environment)
 
     def _wallet(self) -> Launch:
         ports = self._plan.ports

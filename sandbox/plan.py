@@ -5,7 +5,7 @@ import os
 import socket
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from dotenv import dotenv_values
 
@@ -52,6 +52,9 @@ class Plan:
     wallet_database_url: str | None = None
     batcher_database_url: str | None = None
     settings: dict[str, str] = field(default_factory=dict)
+    # A script as the twin's PUT /twin/faults takes it, and who is told of batches that end.
+    faults: dict[str, Any] = field(default_factory=dict)
+    webhook_url: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self | None:

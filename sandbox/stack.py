@@ -11,6 +11,7 @@ Everything lies under one folder, .punchcard or PUNCHCARD_DATA: databases, objec
 import argparse
 import concurrent.futures
 import fcntl
+import json
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from typing import Final, NoReturn, Self
 from sandbox.keys import Keys
 from sandbox.launches import Launch, Launches
 from sandbox.openai_twin.batch_worker import Pace
+from sandbox.openai_twin.command_line import add_fault_options, script_of
+from sandbox.openai_twin.faults import FaultMistake
 from sandbox.plan import HOST, PARTS, Part, Plan, Ports, Provider, data_folder, default_provider
 from sandbox.probes import answers_http, listening, serving
 from sandbox.process import ROOT, ManagedProcess, StartFailed
@@ -225,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exit_on_sigterm()
     try:
         return commands[options.command](options)
-    except StartFailed as failure:
+    except (StartFailed, FaultMistake, OSError, json.JSONDecodeError) as failure:
         print(failure, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -295,6 +298,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         lines_at_once=PACE.lines_at_once,
     )
     return Plan(
+        faults=script_of(options.fault, options.faults, options.storm),
+        webhook_url=options.webhook_url,
         ports=Ports.free() if options.free_ports else Ports(),
         provider=options.provider or default_provider(),
         pace=pace,
@@ -317,6 +322,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--provider", choices=providers, help="openai if OPENAI_API_KEY is set, else its twin")
         command.add_argument("--wallet-database-url", metavar="URL", help="postgres://..., instead of a SQLite file")
         command.add_argument("--batcher-database-url", metavar="URL", help="postgres://..., instead of a SQLite file")
+        add_fault_options(command)
         command.add_argument(
             "--image-seconds", type=float, default=PACE.image_seconds, help="the time an image takes the twin"
         )

@@ -33,7 +33,7 @@ from tests.wallets import EVERY_SCOPE, WalletClient, wallet_at
 
 ROOT = Path(__file__).parents[1]
 KEY = "sk-twin"
-SCOPES = "image.upload job.submit job.read job.cancel act_for:*"
+SCOPES = "image.upload job.submit job.read job.cancel job.admin act_for:*"
 FINAL = {
     batcher_pb2.JOB_STATE_SUCCEEDED,
     batcher_pb2.JOB_STATE_FAILED,

@@ -35,6 +35,7 @@ class RequestRefused(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers: dict[str, str] = {}
         self.body: Json = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

@@ -57,6 +57,10 @@ class Batch:
     error_file_id: str | None = None
     usage: Json | None = None
     reached: dict[str, int] = field(default_factory=dict)
+    # What faults were drawn for it at which operation, so that a restart does not draw again.
+    strikes: dict[str, list[list[Any]]] = field(default_factory=dict)
+    # Whether a webhook has still to tell of its end.
+    untold: bool = False
 
     def enter(self, status: Status, now: int) -> None:
         """Moves on to another status at `now`, in unix seconds."""
@@ -67,6 +71,13 @@ class Batch:
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.status in ENDED
+
+    def as_created(self) -> Json:
+        """The batch object of the API as it was just after the creation."""
+        first = Batch(
+            self.id, self.endpoint, self.input_file_id, self.created_at, self.expires_at, self.sequence, self.metadata
+        )
+        return first.to_api()
 
     def to_api(self) -> Json:
         """The batch object of the API."""

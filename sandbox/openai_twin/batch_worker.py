@@ -8,21 +8,24 @@ import asyncio
 import contextlib
 import json
 import logging
-import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from sandbox.openai_twin.answer import RequestRefused, complete, parse_question
 from sandbox.openai_twin.batch import Batch, Json, Status
+from sandbox.openai_twin.batch_faults import BatchFaults, missing_file_error
+from sandbox.openai_twin.fault_book import FaultBook
+from sandbox.openai_twin.faults import Strike
 from sandbox.openai_twin.folder import Folder
 from sandbox.openai_twin.http_images import HttpImages
-from sandbox.openai_twin.input_file import Inspection, batch_error
+from sandbox.openai_twin.input_file import Inspection
+from sandbox.openai_twin.line_faults import cut_answer, line_error, refusal
+from sandbox.openai_twin.result_files import ResultFiles, count_answers, input_lines, record_of, response_of
 
-OUTPUT_FILE_SECONDS: Final = 30 * 24 * 3600
 _ENDS: Final[dict[Status, Status]] = {
     "finalizing": "completed",
     "cancelling": "cancelled",
@@ -43,20 +46,24 @@ class Pace:
 
 
 class BatchWorker:
-    """Runs every batch that has not ended, each in its own task."""
+    """Runs every batch that has not ended, each in its own task. `on_end` is told of each end before it is saved."""
 
     def __init__(
         self,
         folder: Folder,
         images: HttpImages,
         pace: Pace,
+        book: FaultBook,
+        on_end: Callable[[Batch], None],
         seed: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = folder
         self._images = images
         self._pace = pace
-        self._seed = seed
+        self._faults = BatchFaults(book, folder)
+        self._results = ResultFiles(folder, book, seed, clock)
+        self._on_end = on_end
         self._clock = clock
         self._free_lines = asyncio.Semaphore(pace.lines_at_once)
         self._cancelled: dict[str, asyncio.Event] = {}
@@ -67,7 +74,7 @@ class BatchWorker:
         for batch in self._folder.batches.values():
             if not batch.ended:
                 # Counts are saved with each state and answers one by one, so the answers know better.
-                _count(batch, self._folder.read_answers(batch.id))
+                count_answers(batch, self._folder.read_answers(batch.id))
                 self.add(batch)
 
     def add(self, batch: Batch) -> None:
@@ -126,6 +133,8 @@ class BatchWorker:
         if errors:
             batch.errors = errors
             batch.enter("failed", self._now())
+            self._on_end(batch)
+            self._folder.clear_work(batch.id)
         else:
             batch.enter("in_progress", self._now())
         self._folder.save_batch(batch)
@@ -137,52 +146,79 @@ class BatchWorker:
                 raise FileNotFoundError(batch.input_file_id)
             path = self._folder.link_input(batch)
         except FileNotFoundError:
-            message = f"Cannot find file {batch.input_file_id}, or the organization does not have access to it."
-            return [batch_error("invalid_file_id", message, param="input_file_id")]
+            return [missing_file_error(batch.input_file_id)]
         inspection = await asyncio.to_thread(_inspect_file, path, batch.endpoint)
         batch.model = inspection.model
         batch.total = inspection.lines
-        return inspection.errors
+        return inspection.errors or self._faults.errors(batch)
 
     async def _answer_lines(self, batch: Batch) -> None:
         """Answers every line that has no answer yet; ends early when the batch is cancelled or its 24 hours pass."""
         done = {answer["line"] for answer in await asyncio.to_thread(self._folder.read_answers, batch.id)}
+        run = self._faults.draw(batch, "batch.run")
+        self._faults.note_run(batch, run)
+        cancelled = self._cancelled[batch.id]
+        begun = len(done)
         with self._folder.open_answers(batch.id) as answers:
             async with asyncio.TaskGroup() as group:
-                for number, raw in _lines(self._folder.link_input(batch)):
+                for number, raw in input_lines(self._folder.link_input(batch)):
                     if number in done:
                         continue
+                    await self._faults.stall(batch, run, begun, cancelled)
                     await self._free_lines.acquire()
-                    if batch.status != "in_progress" or self._clock() >= batch.expires_at:
+                    if batch.status != "in_progress" or self._is_over(batch) or self._faults.ending(run, begun):
                         self._free_lines.release()
                         break
-                    group.create_task(self._answer_line(batch, number, raw, answers))
-        if batch.status == "in_progress" and batch.completed + batch.failed == batch.total:
+                    begun += 1
+                    group.create_task(self._answer_line(batch, number, raw, answers, run))
+            await self._faults.stall(batch, run, None, cancelled)
+        await self._end_lines(batch, run)
+
+    async def _end_lines(self, batch: Batch, run: list[Strike]) -> None:
+        """Moves a batch on whose lines are answered as far as they will be."""
+        if batch.status != "in_progress":
+            return
+        if self._faults.end_early(batch, run, self._now()):
+            self._folder.save_batch(batch)
+            if batch.status == "in_progress":
+                await self._close(batch)
+        elif batch.completed + batch.failed == batch.total:
             batch.enter("finalizing", self._now())
             self._folder.save_batch(batch)
-        elif batch.status == "in_progress":
+        else:
             await self._close(batch)
 
-    async def _answer_line(self, batch: Batch, number: int, raw: bytes, answers: BinaryIO) -> None:
+    def _is_over(self, batch: Batch) -> bool:
+        """Whether the window of a batch has passed."""
+        return self._clock() >= batch.expires_at
+
+    async def _answer_line(self, batch: Batch, number: int, raw: bytes, answers: BinaryIO, run: list[Strike]) -> None:
         try:
             line = json.loads(raw)
-            status, body = await self._respond(line["body"])
+            custom_id = line["custom_id"]
+            strike = self._faults.draw_line(batch, custom_id, run)
+            error = line_error(strike) if strike else None
+            status, body = (0, {}) if error else await self._respond(line["body"], strike)
         finally:
             self._free_lines.release()
-        response = {"status_code": status, "request_id": f"req_{uuid.uuid4().hex}", "body": body}
-        answer = {"line": number, "ok": status == 200, "record": _record(line["custom_id"], response, None)}
-        answers.write(json.dumps(answer).encode() + b"\n")
+        record = record_of(custom_id, None if error else response_of(status, body), error)
+        answers.write(json.dumps({"line": number, "ok": status == 200, "record": record}).encode() + b"\n")
         answers.flush()
         if status == 200:
             batch.completed += 1
         else:
             batch.failed += 1
 
-    async def _respond(self, body: Json) -> tuple[int, Json]:
+    async def _respond(self, body: Json, strike: Strike | None) -> tuple[int, Json]:
         try:
-            return 200, await self.respond(body)
+            if strike and (struck := refusal(strike, body["model"])):
+                raise struck
+            completion = await self.respond(body)
         except RequestRefused as refused:
             return refused.status, refused.body
+        if strike and strike.name == "answer_cut":
+            cut_answer(completion, strike.parameters["finish_reason"])
+        return 200, completion
 
     async def respond(self, body: object) -> Json:
         """The completion for a chat request; raises RequestRefused."""
@@ -195,92 +231,21 @@ class BatchWorker:
     async def _close(self, batch: Batch) -> None:
         """Writes the result files and ends the batch."""
         status: Status = _ENDS[batch.status]
-        answers = await asyncio.to_thread(self._all_answers, batch, status)
-        batch.output_file_id = await self._write_file(batch, "output", [each for each in answers if each["ok"]])
-        batch.error_file_id = await self._write_file(batch, "error", [each for each in answers if not each["ok"]])
+        strikes = self._faults.draw(batch, "batch.finish")
+        await self._faults.hold_results(batch, strikes)
+        await self._results.write(batch, status, strikes)
         batch.enter(status, self._now())
+        self._on_end(batch)
         self._folder.save_batch(batch)
         self._folder.clear_work(batch.id)
-
-    def _all_answers(self, batch: Batch, status: Status) -> list[Json]:
-        """One answer for every line, in an order that only the seed knows; counts and usage are noted on the way."""
-        answers = self._folder.read_answers(batch.id)
-        _count(batch, answers)
-        batch.usage = _usage(answer["record"] for answer in answers if answer["ok"])
-        if status != "completed" and "in_progress_at" in batch.reached:
-            answers += self._unfinished(batch, status, {answer["line"] for answer in answers})
-        answers.sort(key=lambda answer: int(answer["line"]))
-        random.Random(self._seed).shuffle(answers)  # noqa: S311 - an order, not a secret
-        return answers
-
-    def _unfinished(self, batch: Batch, status: Status, done: set[int]) -> Iterator[Json]:
-        """The error lines of what an expired or cancelled batch did not come to."""
-        end = "the completion window expired" if status == "expired" else "the batch was cancelled"
-        error = {"code": f"batch_{status}", "message": f"This request could not be executed before {end}."}
-        for number, raw in _lines(self._folder.link_input(batch)):
-            if number not in done:
-                yield {"line": number, "ok": False, "record": _record(json.loads(raw)["custom_id"], None, error)}
-
-    async def _write_file(self, batch: Batch, kind: str, answers: list[Json]) -> str | None:
-        """A result file of these answers, or None if there are none."""
-        if not answers:
-            return None
-        # Opened and closed in the thread, which goes on when the twin is stopped in the middle of a write.
-        upload = await asyncio.to_thread(_write_lines, self._folder, answers)
-        now = self._now()
-        return self._folder.keep_upload(
-            upload,
-            filename=f"{batch.id}_{kind}.jsonl",
-            purpose="batch_output",
-            created_at=now,
-            expires_at=now + (batch.output_file_seconds or OUTPUT_FILE_SECONDS),
-        ).id
 
     def _now(self) -> int:
         return int(self._clock())
 
 
-def _record(custom_id: str, response: Json | None, error: Json | None) -> Json:
-    """A line of a result file."""
-    return {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id, "response": response, "error": error}
-
-
-def _write_lines(folder: Folder, answers: list[Json]) -> BinaryIO:
-    with folder.open_upload() as upload:
-        upload.writelines(json.dumps(answer["record"]).encode() + b"\n" for answer in answers)
-    return upload
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of an input file that are not blank, counted from 1."""
-    with path.open("rb") as content:
-        yield from ((number, raw) for number, raw in enumerate(content, 1) if raw.strip())
-
-
 def _inspect_file(path: Path, endpoint: str) -> Inspection:
     inspection = Inspection(endpoint)
-    for number, raw in _lines(path):
+    for number, raw in input_lines(path):
         inspection.take(number, raw)
     inspection.finish()
     return inspection
-
-
-def _count(batch: Batch, answers: list[Json]) -> None:
-    batch.completed = sum(answer["ok"] for answer in answers)
-    batch.failed = len(answers) - batch.completed
-
-
-def _usage(records: Iterator[Json]) -> Json:
-    """The usage of a batch: the sum over its answered lines."""
-    input_tokens = output_tokens = 0
-    for record in records:
-        usage = record["response"]["body"]["usage"]
-        input_tokens += usage["prompt_tokens"]
-        output_tokens += usage["completion_tokens"]
-    return {
-        "input_tokens": input_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
-        "output_tokens": output_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": input_tokens + output_tokens,
-    }

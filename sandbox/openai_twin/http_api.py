@@ -1,12 +1,11 @@
-"""The edge: the twin's HTTP routes, their checks and their error objects.
+"""The edge: the HTTP routes of the API, their checks and their error objects. Each route's name is an operation.
 
-Beside the API's own routes there are GET /twin/health (no key) and GET /twin/books, which lists what was bought here:
-every batch ever created, with its metadata and its numbers of lines, and how many chat completions were answered.
+Faults strike between the check of the key and the handler. Beside the API's own routes there are those of `http_twin`.
 """
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -16,9 +15,14 @@ from sandbox.openai_twin.answer import Json, RequestRefused
 from sandbox.openai_twin.batch import CANCELLABLE, Batch, StoredFile
 from sandbox.openai_twin.batch_request import check_batch_request, expiry_seconds
 from sandbox.openai_twin.batch_worker import BatchWorker, Pace
+from sandbox.openai_twin.fault_book import FaultBook
 from sandbox.openai_twin.folder import Folder
+from sandbox.openai_twin.http_faults import Handler, HttpFaults
 from sandbox.openai_twin.http_images import HttpImages
+from sandbox.openai_twin.http_twin import TwinRoutes
 from sandbox.openai_twin.input_file import FILE_BYTES_MAX
+from sandbox.openai_twin.webhook import Target
+from sandbox.openai_twin.webhook_sender import WebhookSender
 
 WINDOW_SECONDS: Final = 24 * 3600
 BATCH_FILE_SECONDS: Final = 30 * 24 * 3600
@@ -27,13 +31,12 @@ PURPOSES: Final = ("assistants", "batch", "fine-tune", "vision", "user_data")
 _EXPIRY_KEYS: Final = ("anchor", "seconds")
 _UPLOAD_CHUNK_BYTES: Final = 256 * 1024
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 
 class Twin:
     """The handlers over one folder. A server serves `app()`; `worker` tells when all batches have ended."""
 
     worker: BatchWorker
+    sender: WebhookSender
 
     def __init__(
         self,
@@ -43,8 +46,16 @@ class Twin:
         pace: Pace | None = None,
         seed: int = 0,
         clock: Callable[[], float] = time.time,
+        faults: Json | None = None,
+        webhook: Target | None = None,
     ) -> None:
+        """`faults` is a script as JSON; raises FaultMistake."""
+        self._data = data
         self._folder = Folder(data)
+        self._book = FaultBook(data, faults, clock)
+        self._faults = HttpFaults(self._book, self._folder, clock)
+        self._own = TwinRoutes(self._folder, self._book, lambda: self.sender)
+        self._webhook = webhook
         self._api_key = api_key
         self._pace = pace or Pace()
         self._seed = seed
@@ -56,28 +67,33 @@ class Twin:
         app.cleanup_ctx.append(self._running)
         app.add_routes(
             [
-                web.get("/twin/health", self._health),
-                web.get("/twin/books", self._books),
-                web.post("/v1/files", self._create_file),
-                web.get("/v1/files", self._list_files),
-                web.get("/v1/files/{file_id}", self._get_file),
-                web.delete("/v1/files/{file_id}", self._delete_file),
-                web.get("/v1/files/{file_id}/content", self._get_content),
-                web.post("/v1/batches", self._create_batch),
-                web.get("/v1/batches", self._list_batches),
-                web.get("/v1/batches/{batch_id}", self._get_batch),
-                web.post("/v1/batches/{batch_id}/cancel", self._cancel_batch),
-                web.post("/v1/chat/completions", self._complete_chat),
+                *self._own.routes(),
+                web.post("/v1/files", self._create_file, name="files.create"),
+                web.get("/v1/files", self._list_files, name="files.list"),
+                web.get("/v1/files/{file_id}", self._get_file, name="files.retrieve"),
+                web.delete("/v1/files/{file_id}", self._delete_file, name="files.delete"),
+                web.get("/v1/files/{file_id}/content", self._get_content, name="files.content"),
+                web.post("/v1/batches", self._create_batch, name="batches.create"),
+                web.get("/v1/batches", self._list_batches, name="batches.list"),
+                web.get("/v1/batches/{batch_id}", self._get_batch, name="batches.retrieve"),
+                web.post("/v1/batches/{batch_id}/cancel", self._cancel_batch, name="batches.cancel"),
+                web.post("/v1/chat/completions", self._complete_chat, name="chat.create"),
             ]
         )
         return app
 
     async def _running(self, _: web.Application) -> AsyncIterator[None]:
         images = HttpImages(self._pace.fetch_timeout_seconds, threads=2)
-        self.worker = BatchWorker(self._folder, images, self._pace, self._seed, self._clock)
+        self.sender = WebhookSender(self._data, self._folder, self._book, self._webhook, self._clock)
+        self.worker = BatchWorker(
+            self._folder, images, self._pace, self._book, self.sender.tell, self._seed, self._clock
+        )
+        self.sender.start()
         self.worker.start()
         yield
+        await self._faults.close()
         await self.worker.close()
+        await self.sender.close()
         await images.close()
 
     @web.middleware
@@ -86,7 +102,7 @@ class Twin:
         try:
             if request.path != "/twin/health":
                 self._check_key(request)
-            response = await handler(request)
+            response = await self._faults.handle(request, handler)
         except RequestRefused as refused:
             response = web.json_response(refused.body, status=refused.status)
         except web.HTTPException as error:
@@ -102,25 +118,6 @@ class Twin:
             raise RequestRefused("You didn't provide an API key.", status=401)
         if key != self._api_key:
             raise RequestRefused("Incorrect API key provided.", status=401, code="invalid_api_key")
-
-    async def _health(self, _: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
-
-    async def _books(self, _: web.Request) -> web.Response:
-        batches = sorted(self._folder.batches.values(), key=lambda batch: batch.sequence)
-        shown = [
-            {
-                "id": batch.id,
-                "created_at": batch.created_at,
-                "input_file_id": batch.input_file_id,
-                "metadata": batch.metadata,
-                "status": batch.status,
-                "lines": batch.total,
-                "answered": batch.completed,
-            }
-            for batch in batches
-        ]
-        return web.json_response({"batches": shown, "chat_completions": self._folder.count_completions()})
 
     async def _create_file(self, request: web.Request) -> web.Response:
         if not request.content_type.startswith("multipart/"):
@@ -213,7 +210,8 @@ class Twin:
         return web.json_response(batch.to_api())
 
     async def _list_batches(self, request: web.Request) -> web.Response:
-        found = sorted(self._folder.batches.values(), key=lambda batch: batch.sequence, reverse=True)
+        listed = (batch for batch in self._folder.batches.values() if self._faults.is_listed(batch.id))
+        found = sorted(listed, key=lambda batch: batch.sequence, reverse=True)
         return _page(request, found, limit_default=20, limit_max=100)
 
     async def _get_batch(self, request: web.Request) -> web.Response:

@@ -5,6 +5,7 @@ import os
 import random
 import secrets
 import socket
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +15,7 @@ from typing import Final
 
 from punchcard.batcher.v1 import batcher_pb2_grpc
 from services.batcher.admitter import Admitter, Listeners
+from services.batcher.amender import Amender
 from services.batcher.grpc_api import ERRORS, SCOPES, SERVICE, BatcherApi, Shield
 from services.batcher.grpc_submissions import Defaults, Submissions
 from services.batcher.grpc_uploads import Uploads
@@ -33,12 +35,13 @@ from services.batcher.store import NewJob, Store, Submitted
 from services.batcher.store_batches import BatchStore
 from services.batcher.submitter import Submitter, SubmitterLimits
 from services.batcher.wallet_client import WalletClient
+from services.batcher.webhook import Webhooks
 from services.chassis import command, journal
 from services.chassis.database import Database, connect
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.leases import Lease
 from services.chassis.loops import Loop, Runner
-from services.chassis.server import RefusesToStart, Server
+from services.chassis.server import RefusesToStart, Server, refuse_plain, split_address
 from services.chassis.watch import Tailer, reader
 from services.chassis.watch_stream import WatchStreams
 
@@ -77,8 +80,9 @@ class Parts:
         self.provider = _provider(settings, self.circuit)
         self.urls = ImageUrls(self.store, self.objects, inline, settings.image_url_seconds)
         self.settle = self._leased("settler", Settler(self.store, self.wallet).step, SWEEP_SECONDS)
+        self.amend = self._leased("amender", Amender(self.store, self.wallet, self.settle.wake).step, SWEEP_SECONDS)
         limits = _instant_limits(settings)
-        self.instant = InstantRunner(self.store, self.urls, self.provider, limits, self.settle.wake)
+        self.instant = InstantRunner(self.store, self.urls, self.provider, limits, self._wallet_is_owed)
         listeners = Listeners(self.instant.offer, self.settle.wake)
         self.admitter = Admitter(self.store, self.wallet, listeners, limits.lease_us)
         self.committer: GroupCommitter[NewJob, Submitted] = GroupCommitter(self.store.submit)
@@ -86,6 +90,11 @@ class Parts:
         poller = self._poller()
         self.poll = self._leased("poller", lambda lease: poller.step(lease, now_us()), settings.poll_seconds)
         self.uploads = Uploads(self.store, self.objects, settings.image_limits(), settings.upload_concurrency)
+
+    def _wallet_is_owed(self) -> None:
+        """Settles and lowers holds at once, and not only when their time comes."""
+        self.settle.wake()
+        self.amend.wake()
 
     def _submitter(self) -> Submitter:
         files = InputFiles(self.store, self.batches, self.urls, self.settings.work_folder)
@@ -123,6 +132,7 @@ class Parts:
         return [
             self.tail,
             self.settle,
+            self.amend,
             Loop("instant_leases", self.instant.keep, self.settings.instant_timeout_seconds / 2),
             self._leased("submitter", lambda lease: self.submitter.step(lease, now_us()), QUICK_SECONDS),
             self.poll,
@@ -251,10 +261,30 @@ def _defaults(settings: BatcherSettings) -> Defaults:
 
 
 @asynccontextmanager
+async def webhooks(settings: BatcherSettings, hasten: Callable[[], None]) -> AsyncIterator[None]:
+    """Takes the provider's webhooks meanwhile, where that is configured. Raises RefusesToStart and OSError."""
+    if settings.webhook_address == "off":
+        yield
+        return
+    refuse_plain(settings, settings.webhook_address)
+    tls = None
+    if settings.tls_certificate_file and settings.tls_key_file:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file)
+    taker = Webhooks(settings.openai_webhook_secret.get_secret_value(), hasten)
+    try:
+        await taker.start(*split_address(settings.webhook_address), tls)
+        yield
+    finally:
+        await taker.close()
+
+
+@asynccontextmanager
 async def opened(settings: BatcherSettings) -> AsyncIterator[tuple[Database, journal.Head]]:
     """The batcher's database, with a schema that is up to date, and its journal."""
     async with await connect(settings.database_url, [FOLDER / "sql"]) as database:
         await command.refuse_old_schema("batcher", database, MIGRATIONS)
+        await command.refuse_damage(database)
         async with database.transaction() as tx:
             head = await journal.open_head(tx, secrets.token_hex(8), await tx.now_us())
         yield database, head
@@ -285,6 +315,7 @@ async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
         stack.callback(ending.cancel)
         stack.push_async_callback(server.drain)
         await server.start()
+        await stack.enter_async_context(webhooks(settings, parts.poll.wake))
         runner.start()
         yield server
 

@@ -93,6 +93,17 @@ class WalletRefused(BatcherError):
         )
 
 
+class JobNotDead(BatcherError):
+    """The job neither FAILED nor EXPIRED, so that there is nothing to retry."""
+
+    def __init__(self, job_id: str, state: str) -> None:
+        super().__init__(
+            f"The job {job_id!r} is {state}: only a job that FAILED or EXPIRED can be retried.",
+            job_id=job_id,
+            state=state,
+        )
+
+
 class JobEnded(BatcherError):
     """The job has ended, so that it can't be cancelled."""
 

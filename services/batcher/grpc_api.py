@@ -10,6 +10,7 @@ import grpc
 
 from punchcard.batcher.v1 import batcher_pb2, batcher_pb2_grpc
 from services.batcher import errors, grpc_messages
+from services.batcher.grpc_dead_jobs import list_dead_jobs
 from services.batcher.grpc_submissions import Submissions
 from services.batcher.grpc_uploads import Received, Uploads, read_out
 from services.batcher.grpc_watch import Watches
@@ -38,6 +39,8 @@ SCOPES: Final[Mapping[str, str]] = {
     f"/{SERVICE}/ListJobs": "job.read",
     f"/{SERVICE}/CancelJob": "job.cancel",
     f"/{SERVICE}/WatchJob": "job.read",
+    f"/{SERVICE}/ListDeadJobs": "job.admin",
+    f"/{SERVICE}/RetryJob": "job.submit",
 }
 """Which scope a method asks for. A method that is not here is open to nobody."""
 
@@ -57,6 +60,7 @@ ERRORS: Final = ErrorTable(
         errors.IdempotencyMismatch: Row(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_MISMATCH"),
         errors.InsufficientFunds: Row(_PRECONDITION, "INSUFFICIENT_FUNDS"),
         errors.WalletRefused: Row(_PRECONDITION, "WALLET_REFUSED"),
+        errors.JobNotDead: Row(_PRECONDITION, "JOB_NOT_DEAD"),
         errors.JobEnded: Row(_PRECONDITION, "JOB_ENDED"),
         RevisionUnknown: Row(grpc.StatusCode.OUT_OF_RANGE, "REVISION_UNKNOWN"),
         RevisionCompacted: Row(grpc.StatusCode.OUT_OF_RANGE, "REVISION_COMPACTED"),
@@ -76,7 +80,7 @@ class Shield(Protocol):
 
 
 class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
-    """The seven methods. next_cycle_us: when the cycle after a time comes; cancelled: called after a cancel."""
+    """The nine methods. next_cycle_us: when the cycle after a time comes; cancelled: called after a cancel."""
 
     def __init__(
         self,
@@ -170,6 +174,23 @@ class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
         view, replayed = await self._shield(self._store.cancel(request.account_id, request.job_id, actor))
         self._cancelled()
         return batcher_pb2.CancelJobResponse(job=await self._message(view), replayed=replayed)
+
+    async def ListDeadJobs(
+        self, request: batcher_pb2.ListDeadJobsRequest, context: Any
+    ) -> batcher_pb2.ListDeadJobsResponse:
+        return await list_dead_jobs(self._store.database, request)
+
+    async def RetryJob(self, request: batcher_pb2.RetryJobRequest, context: Any) -> batcher_pb2.RetryJobResponse:
+        checks = Checks()
+        account_id = checks.id("account_id", request.account_id)
+        job_id = checks.id("job_id", request.job_id)
+        if checks.id("new_job_id", request.new_job_id) == job_id:
+            checks.fail("new_job_id", job_id, "must be another than job_id, which never reopens")
+        checks.done()
+        _check_account(account_id)
+        retry = self._submissions.retry(account_id, job_id, request.new_job_id, current_principal())
+        view, replayed = await self._shield(retry)
+        return batcher_pb2.RetryJobResponse(job=await self._message(view), replayed=replayed)
 
     async def WatchJob(
         self, request: batcher_pb2.WatchJobRequest, context: Any

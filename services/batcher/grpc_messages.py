@@ -59,6 +59,8 @@ def asked_of(request: batcher_pb2.SubmitJobRequest, prefix: str, inline_allowed:
         checks.fail("lane", request.lane, "must be LANE_BATCH or LANE_INSTANT")
     if request.detail not in _DETAIL_NAMES:
         checks.fail("detail", request.detail, "must be a Detail")
+    if request.allow_batch_fallback and request.lane == batcher_pb2.LANE_BATCH:
+        checks.fail("allow_batch_fallback", True, "must be left out unless the lane is LANE_INSTANT")
     if request.HasField("max_output_tokens"):
         checks.number("max_output_tokens", request.max_output_tokens, 1, OUTPUT_TOKENS_MAX)
     order = Order(
@@ -70,7 +72,8 @@ def asked_of(request: batcher_pb2.SubmitJobRequest, prefix: str, inline_allowed:
         detail=_DETAIL_NAMES.get(request.detail, ""),
         max_output_tokens=request.max_output_tokens if request.HasField("max_output_tokens") else None,
         labels=_labels(checks, request.labels),
-        deadline_us=_time_us(checks, request.deadline) if request.HasField("deadline") else None,
+        deadline_us=time_us(checks, "deadline", request.deadline) if request.HasField("deadline") else None,
+        allow_batch_fallback=request.allow_batch_fallback,
     )
     checks.done()
     return Asked(account_id, job_id, order, inline)
@@ -119,11 +122,12 @@ def _labels(checks: Checks, labels: Mapping[str, str]) -> dict[str, str]:
     return dict(labels)
 
 
-def _time_us(checks: Checks, time: Timestamp) -> int:
+def time_us(checks: Checks, field: str, time: Timestamp) -> int:
+    """A time in microseconds since the epoch; 0 if it is none at all."""
     try:
         return time.ToMicroseconds()
     except ValueError:
-        checks.fail("deadline", str(time), "is not a time")
+        checks.fail(field, str(time), "is not a time")
         return 0
 
 
@@ -176,6 +180,9 @@ def job_message(view: JobView, waiting_for: str = "", with_text: bool = True) ->
         failure=failure_message(view.failure),
         waiting_for=waiting_for,
         revision=job.last_revision,
+        asked_lane=LANES[order.lane],
+        allow_batch_fallback=order.allow_batch_fallback,
+        retry_of=order.retry_of,
     )
 
 

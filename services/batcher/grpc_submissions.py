@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from services.batcher import order as orders
-from services.batcher.errors import AccountNotFound, BatcherError, JobNotFound
+from services.batcher.errors import AccountNotFound, BatcherError, JobNotDead, JobNotFound
 from services.batcher.grpc_messages import Asked
 from services.batcher.grpc_uploads import Uploads
-from services.batcher.job import Job, Lane, State, is_final, uid_of
-from services.batcher.pricing import PriceList, quote
+from services.batcher.job import DEAD, Job, Lane, State, is_final, uid_of
+from services.batcher.pricing import PriceList, fallback_price, quote
 from services.batcher.store import NewJob, Store, Submitted
 from services.batcher.store_rows import JobView
 from services.chassis.auth import Principal
@@ -67,6 +67,16 @@ class Submissions:
         if submitted.replayed or is_final(outcome):
             return await self._store.view_of(outcome.uid), submitted.replayed
         return JobView(outcome, asked.order, command.detail, command.max_output_tokens, None, None, None), False
+
+    async def retry(self, account_id: str, job_id: str, new_job_id: str, principal: Principal) -> tuple[JobView, bool]:
+        """Submits what a dead job asked as a job of its own; gives it and whether it was there before. Raises
+        JobNotFound, JobNotDead and what a submission raises.
+        """
+        dead = await self._store.view(account_id, job_id)
+        if dead.job.state not in DEAD:
+            raise JobNotDead(job_id, dead.job.state)
+        order = orders.again(dead.order, job_id, dead.job.model, dead.max_output_tokens)
+        return await self.submit(Asked(account_id, new_job_id, order, ()), principal)
 
     async def submit_many(
         self, asked: Sequence[Asked | Exception], principal: Principal
@@ -138,6 +148,7 @@ class Submissions:
             batch_id="",
             cancel_requested=False,
             last_revision=0,
+            fallback_price=fallback_price(defaults.prices, price, model) if order.allow_batch_fallback else 0,
         )
         max_output_tokens = order.max_output_tokens or defaults.max_output_tokens
         return NewJob(job, orders.encode(order), order.image_ids, order.detail, max_output_tokens, principal.subject)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from punchcard.batcher.v1 import batcher_pb2
 from services.batcher.grpc_messages import (
+    LANES,
     SETTLEMENTS,
     STATES,
     answer_message,
@@ -97,6 +98,8 @@ class Watches:
             cancel_requested=body.get("cancel_requested", False),
             time=timestamp(row.time_us),
         )
+        if "lane" in body:
+            change.lane, change.price = LANES[body["lane"]], body["price"]
         if "settlement" in body:
             state = SETTLEMENTS[body["settlement"]]
             change.settlement.CopyFrom(batcher_pb2.Settlement(state=state, charged=body["charged"]))

@@ -1,18 +1,24 @@
 """Answers instant jobs at once: an attempt that is written down already, one call, its outcome written down.
 
 A call that ends in doubt may have been paid for, and is tried once more at most: the provider may be paid twice, the
-user never. An answer of an attempt that is over is dropped and counted. A process keeps the leases of the attempts that
+user never. Between two tries of a job lies the pause that the provider asked for, or a short one, never shorter than
+asked and a little longer at random; the worker that had the refusal sits it out, so that a provider which refuses is
+asked by fewer at once. A job that may fall back does so when its tries are used up, or would have to wait for too long.
+
+An answer of an attempt that is over is dropped and counted. A process keeps the leases of the attempts that
 it runs and of those that wait for a worker; what it leaves behind when it dies is found by them and tried again by
 another, or ended.
 """
 
 import asyncio
+import random
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from prometheus_client import Counter
 
-from services.batcher.job import Answer, Change, Failure, Job, Lane, Limits, State
+from services.batcher.job import CANCELLED, DEADLINE, Answer, Change, Failure, Job, Lane, Limits, State, falls_back
 from services.batcher.object_store import ObjectMissing
 from services.batcher.object_urls import ImageUrls
 from services.batcher.openai_api import OpenAIApi, ProviderBusy, ProviderDoubt, ProviderMissing, ProviderRefused
@@ -23,11 +29,23 @@ from services.chassis import logs
 
 QUEUE_JOBS_MAX = 10_000
 ORPHANS_MAX = 1_000
-BUSY_SECONDS_MAX = 5.0
+PAUSE_SECONDS = 0.5
+PAUSE_SECONDS_MAX = 20.0
+PAUSE_JITTER = 0.25
+"""By which fraction a pause is longer at most than it has to be: else all would come back at one instant."""
+
 CRASHED = Failure("interrupted", "The try was interrupted on our side.")
 LATE_ANSWERS = Counter("batcher_late_answers", "Answers of attempts that were over, and dropped.", ["lane"])
+FALLBACKS = Counter("batcher_fallbacks", "Instant jobs that went to the lane BATCH.")
 
 _log = logs.get_logger(__name__)
+
+
+class Lost(NamedTuple):
+    """A try without an answer, and after how long the provider may be asked again."""
+
+    loss: Loss
+    pause_seconds: float = 0.0
 
 
 class InstantLimits(NamedTuple):
@@ -40,16 +58,26 @@ class InstantLimits(NamedTuple):
 
 
 class InstantRunner:
-    """Runs instant attempts in a bounded number of workers; `settled` is called when a job has ended."""
+    """Runs instant attempts in a bounded number of workers.
+
+    `owed` is called when the wallet is owed something: a job has ended, or fell back and holds too much.
+    """
 
     def __init__(
-        self, store: Store, images: ImageUrls, provider: OpenAIApi, limits: InstantLimits, ended: Callable[[], None]
+        self,
+        store: Store,
+        images: ImageUrls,
+        provider: OpenAIApi,
+        limits: InstantLimits,
+        owed: Callable[[], None],
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
         self._images = images
         self._provider = provider
         self._limits = limits
-        self._ended = ended
+        self._owed = owed
+        self._jitter = jitter
         self._queue: asyncio.Queue[tuple[str, int]] = asyncio.Queue(QUEUE_JOBS_MAX)
         self._mine: set[tuple[str, int]] = set()
         self._workers: list[asyncio.Task[None]] = []
@@ -84,7 +112,7 @@ class InstantRunner:
         for job in await self._store.read(uids):
             is_ours = (job.uid, job.attempt) in self._mine
             if job.state is State.RUNNING and job.lane is Lane.INSTANT and not is_ours:
-                self._take(await self._lose(job.uid, job.attempt, Loss(CRASHED, retryable=True)))
+                self._take(await self._lose(job, Loss(CRASHED, retryable=True)))
         return len(uids) == ORPHANS_MAX
 
     async def _work(self) -> None:
@@ -102,16 +130,22 @@ class InstantRunner:
         view = await self._store.view_of(uid)
         if view.job.state is not State.RUNNING or view.job.attempt != attempt:
             return
-        outcome = await self._ask(view)
+        seconds = min(self._limits.timeout_seconds, view.job.deadline_us / 1_000_000 - time.time())
+        if view.job.cancel_requested or seconds <= 0:
+            # Nothing was asked in this attempt yet, so that nothing is lost by not asking.
+            nobody_waits = CANCELLED if view.job.cancel_requested else DEADLINE
+            self._take(await self._lose(view.job, Loss(nobody_waits, retryable=False)))
+            return
+        outcome = await self._ask(view, seconds)
         if isinstance(outcome, Answer):
             changes = await self._store.answer(uid, attempt, outcome, self._limits.job)
         else:
-            changes = await self._lose(uid, attempt, outcome)
+            changes = await self._lose_after(view.job, outcome)
         if not changes:
             LATE_ANSWERS.labels(Lane.INSTANT).inc()
         self._take(changes)
 
-    async def _ask(self, view: JobView) -> Answer | Loss:
+    async def _ask(self, view: JobView, timeout_seconds: float) -> Answer | Lost:
         """One call. Nothing it may raise is left without a meaning for the job."""
         try:
             url = await self._images.url(view.job.account_id, view.order.image_ids[0])
@@ -121,28 +155,47 @@ class InstantRunner:
                 view.detail,
                 view.max_output_tokens,
                 url,
-                self._limits.timeout_seconds,
+                timeout_seconds,
             )
         except ObjectMissing:
-            return Loss(Failure("image_missing", "The image is no longer stored."), retryable=False)
+            return Lost(Loss(Failure("image_missing", "The image is no longer stored."), retryable=False))
         except ProviderRefused as error:
-            return Loss(Failure(error.code, error.message), retryable=not error.permanent)
+            return Lost(Loss(Failure(error.code, error.message), retryable=not error.permanent))
         except ProviderBusy as error:
-            await asyncio.sleep(min(error.retry_after_seconds, BUSY_SECONDS_MAX))
-            return Loss(Failure("provider_busy", str(error)), retryable=True)
-        except (ProviderDoubt, ProviderMissing) as error:
-            return Loss(Failure("provider_error", str(error)), retryable=True)
+            return Lost(Loss(Failure("provider_busy", str(error)), retryable=True), error.retry_after_seconds)
+        except ProviderDoubt as error:
+            return Lost(
+                Loss(Failure("provider_error", str(error)), retryable=True),
+                max(error.retry_after_seconds, PAUSE_SECONDS),
+            )
+        except ProviderMissing as error:
+            return Lost(Loss(Failure("provider_error", str(error)), retryable=True))
 
-    async def _lose(self, uid: str, attempt: int, loss: Loss) -> list[Change]:
-        limits = self._limits
-        return await self._store.lose(uid, attempt, loss.failure, loss.retryable, limits.job, limits.lease_us)
+    async def _lose_after(self, job: Job, lost: Lost) -> list[Change]:
+        """Sits out the pause before the next try, if there will be one, and only then begins that.
+
+        A process that dies in the pause leaves an attempt that was over behind, and the next one is not wasted.
+        """
+        limits, (loss, seconds) = self._limits.job, lost
+        if falls_back(job) and seconds > PAUSE_SECONDS_MAX:
+            limits = limits._replace(attempts_max=job.attempt)
+        if loss.retryable and job.attempt < limits.attempts_max:
+            await asyncio.sleep(min(seconds, PAUSE_SECONDS_MAX) * (1 + PAUSE_JITTER * self._jitter()))
+        return await self._lose(job, loss, limits)
+
+    async def _lose(self, job: Job, loss: Loss, limits: Limits | None = None) -> list[Change]:
+        lease_us = self._limits.lease_us
+        limits = limits or self._limits.job
+        return await self._store.lose(job.uid, job.attempt, loss.failure, loss.retryable, limits, lease_us)
 
     def _take(self, changes: Sequence[Change]) -> None:
-        """Runs what goes on, and tells of what has ended."""
+        """Runs what goes on, and tells of what has ended or fallen back."""
         for change in changes:
             job = change.job
             _log.info("instant_attempt", job=job.uid, attempt=change.before.attempt, state=job.state.value)
             if job.state is State.RUNNING:
                 self.offer([job])
-            else:
-                self._ended()
+                continue
+            if job.state is State.QUEUED:
+                FALLBACKS.inc()
+            self._owed()

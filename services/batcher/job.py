@@ -5,12 +5,15 @@
         ├─► REJECTED       │ ├─► CANCELLED      └── lose, attempt + 1 ┘ back to QUEUED
         ├─► CANCELLED      │ ├─► EXPIRED
         ├─► EXPIRED        │ └─► FAILED (its hold was lost)
-        └── hold, instant: RUNNING (attempt 1) ── retry, attempt + 1 ──► RUNNING ──► the same ends
+        └── hold, instant: RUNNING (attempt 1) ── lose, attempt + 1 ──► RUNNING ──► the same ends
+                                                └─ lose, attempt + 1 ──► QUEUED on the lane BATCH, where that is allowed
 
 - `hold`: the wallet says HELD. Nothing that costs money is done before.
 - `plan`: a batch takes the job. Until the batch is frozen a cancel ends the job at once; after it, a cancel is a wish.
 - `start`: the provider has accepted the batch.
-- `lose`: an attempt ended without an answer. Whether the job tries again is decided here and nowhere else.
+- `lose`: an attempt ended without an answer. Whether the job tries again is decided here and nowhere else. An instant
+  job whose tries are used up through no fault of its own falls back to the lane BATCH, if it was submitted so: from
+  then on its price is the one that was pinned for this, and the wallet is to be told that it holds too much.
 - Every end writes one settlement: COMMIT of the price for a success that is charged, RELEASE for everything else. The
   last five states are final: no function leaves them, but for the settlement's own two steps.
 
@@ -36,6 +39,7 @@ class State(StrEnum):
     REJECTED = "REJECTED"
 
 
+DEAD = frozenset({State.FAILED, State.EXPIRED})
 FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.EXPIRED, State.CANCELLED, State.REJECTED})
 
 
@@ -98,7 +102,10 @@ class Limits(NamedTuple):
 
 
 class Job(NamedTuple):
-    """The part of a job that its life turns on; the question and the answer stay in the store."""
+    """The part of a job that its life turns on; the question and the answer stay in the store.
+
+    lane and price are those of now; fallback_price: what the job costs on the lane BATCH, 0 where it may not go there.
+    """
 
     uid: str
     account_id: str
@@ -121,12 +128,14 @@ class Job(NamedTuple):
     batch_id: str
     cancel_requested: bool
     last_revision: int
+    fallback_price: int = 0
 
 
 class Change(NamedTuple):
     """One change of one job: what the journal calls it, the job before and after, and the rows that go with it.
 
     opened: an attempt of the number `job.attempt` begins. ended: the outcome of the attempt `before.attempt`, or empty.
+    lowered: the wallet holds more than the job costs now, and is to be told so.
     """
 
     kind: str
@@ -137,6 +146,7 @@ class Change(NamedTuple):
     answer: Answer | None = None
     failure: Failure | None = None
     settlement: Settlement | None = None
+    lowered: bool = False
 
 
 RELEASE = Settlement(Action.RELEASE, 0, SettlementState.PENDING)
@@ -160,6 +170,11 @@ def uid_of(time_us: int, random_bits: int) -> str:
 def is_final(job: Job) -> bool:
     """Whether the job has ended."""
     return job.state in FINAL
+
+
+def falls_back(job: Job) -> bool:
+    """Whether the job goes to the lane BATCH once its instant tries are used up."""
+    return job.lane is Lane.INSTANT and job.fallback_price > 0
 
 
 def is_frozen(job: Job, batch_frozen: bool) -> bool:
@@ -218,19 +233,25 @@ def succeed(job: Job, attempt: int, answer: Answer, limits: Limits, now_us: int)
 def lose(
     job: Job, attempt: int, failure: Failure, retryable: bool, limits: Limits, now_us: int, not_before_us: int = 0
 ) -> Change | None:
-    """The job's attempt ended without an answer: try again while attempts and time are left, or end.
+    """The job's attempt ended without an answer: try again while attempts and time are left, fall back, or end.
 
-    not_before_us: the provider asked to wait until then; such an attempt does not count against `attempts_max`.
+    retryable: it was not the job's fault. not_before_us: the provider asked to wait until then; such an attempt does
+    not count against `attempts_max`.
     """
     if not _is_at_work(job, attempt):
         return None
-    ending = _ending_of(job, failure, retryable and (not_before_us > 0 or attempt < limits.attempts_max), now_us)
+    again = retryable and (not_before_us > 0 or attempt < limits.attempts_max)
+    ending = _ending_of(job, failure, again or (retryable and falls_back(job)), now_us)
     if ending is not None:
         return ending
-    again = job._replace(attempt=attempt + 1, update_time_us=now_us, not_before_us=not_before_us)
+    after = job._replace(attempt=attempt + 1, update_time_us=now_us, not_before_us=not_before_us)
+    if again and job.lane is Lane.INSTANT:
+        return Change("job.retried", job, after, opened=True, ended=failure.code, failure=None)
+    queued = after._replace(state=State.QUEUED, batch_id="", queue_time_us=now_us)
     if job.lane is Lane.INSTANT:
-        return Change("job.retried", job, again, opened=True, ended=failure.code, failure=None)
-    queued = again._replace(state=State.QUEUED, batch_id="", queue_time_us=now_us)
+        cheaper = queued._replace(lane=Lane.BATCH, price=job.fallback_price)
+        lowered = cheaper.price < job.price
+        return Change("job.fell_back", job, cheaper, ended=failure.code, lowered=lowered)
     return Change("job.requeued", job, queued, ended=failure.code)
 
 

@@ -83,7 +83,11 @@ class ProviderMissing(ProviderError):
 
 
 class ProviderDoubt(ProviderError):
-    """Whether it was done is not known."""
+    """Whether it was done is not known. retry_after_seconds: as the provider asked for, or 0."""
+
+    def __init__(self, code: str, message: str, row: Row, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(code, message, row)
+        self.retry_after_seconds = retry_after_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,15 +304,15 @@ def _named_status(place: Place, error: APIStatusError) -> ProviderError:
         # The provider repeats a part of the key in its own words.
         return ProviderRefused(code, f"the key is not accepted (status {status})", row)
     if row.action is Action.WAIT_UNTIL:
-        return ProviderBusy(code, said, row, _retry_after_seconds(error.response.headers))
+        return ProviderBusy(code, said, row, _retry_after_seconds(error.response.headers, BUSY_SECONDS))
     if row.action is Action.DOUBT or status >= 500 or status == 408:
-        return ProviderDoubt(code, said, row)
+        return ProviderDoubt(code, said, row, _retry_after_seconds(error.response.headers, 0.0))
     if status == 404 and not (place is Place.INSTANT or row.action is Action.FAIL_JOB):
         return ProviderMissing(code, said, row)
     return ProviderRefused(code, said, row)
 
 
-def _retry_after_seconds(headers: Mapping[str, str]) -> float:
+def _retry_after_seconds(headers: Mapping[str, str], unsaid_seconds: float) -> float:
     for name, unit_seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit_seconds
@@ -316,7 +320,7 @@ def _retry_after_seconds(headers: Mapping[str, str]) -> float:
             continue
         if seconds >= 0:
             return min(seconds, BUSY_SECONDS_MAX)
-    return BUSY_SECONDS
+    return unsaid_seconds
 
 
 def _batch(place: Place, shown: object) -> ProviderBatch:

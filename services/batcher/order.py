@@ -2,7 +2,8 @@
 
 The order is stored as JSON beside the job and compared field by field when the key comes again. What the server adds
 (the default model, the deadline, the price) is not in it, so that a change of defaults never turns a retry into a
-mismatch. An inline image is in it by its id, which is the SHA-256 of its bytes.
+mismatch. An inline image is in it by its id, which is the SHA-256 of its bytes. A field that came later has a default,
+with which the orders that were stored before are read.
 """
 
 import json
@@ -11,7 +12,10 @@ from typing import NamedTuple
 
 
 class Order(NamedTuple):
-    """A request for a job. Empty strings and None stand for what the client left to the server."""
+    """A request for a job. Empty strings and None stand for what the client left to the server.
+
+    retry_of: the job_id of the dead job whose content this has.
+    """
 
     payer_account_id: str
     image_ids: tuple[str, ...]
@@ -22,6 +26,8 @@ class Order(NamedTuple):
     max_output_tokens: int | None
     labels: Mapping[str, str]
     deadline_us: int | None
+    allow_batch_fallback: bool = False
+    retry_of: str = ""
 
 
 class Difference(NamedTuple):
@@ -41,6 +47,11 @@ def decode(text: str) -> Order:
     """The order of a stored text."""
     fields = json.loads(text)
     return Order(**{**fields, "image_ids": tuple(fields["image_ids"])})
+
+
+def again(order: Order, job_id: str, model: str, max_output_tokens: int) -> Order:
+    """The order that retries a dead job: its content as it was pinned, with a deadline of its own."""
+    return order._replace(model=model, max_output_tokens=max_output_tokens, deadline_us=None, retry_of=job_id)
 
 
 def first_difference(stored: str, received: str) -> Difference | None:

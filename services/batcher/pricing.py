@@ -40,6 +40,16 @@ def quote(lists: Sequence[PriceList], lane: Lane, model: str, now_us: int) -> Qu
     return Quote(amount, latest.version)
 
 
+def fallback_price(lists: Sequence[PriceList], instant: Quote, model: str) -> int:
+    """What an instant job of this quote costs on the lane BATCH, by the same list; 0 where that does not price it.
+
+    Never more than the quote: the hold was made for that.
+    """
+    (prices,) = (prices for prices in lists if prices.version == instant.version)
+    amount = prices.models.get(model, {}).get(Lane.BATCH, prices.lanes.get(Lane.BATCH, 0))
+    return min(amount, instant.amount)
+
+
 def read_prices(document: Sequence[Mapping[str, object]]) -> tuple[PriceList, ...]:
     """Reads price lists as the configuration writes them.
 

@@ -1,5 +1,6 @@
 """The batcher's settings: environment variables BATCHER_*, or `.env`; the provider's key may also be OPENAI_API_KEY."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Literal, Self
@@ -65,6 +66,14 @@ class BatcherSettings(ServerSettings):
     openai_timeout_seconds: float = Field(30.0, gt=0, description="How long a small call may take, in seconds.")
     openai_transfer_timeout_seconds: float = Field(
         900.0, gt=0, description="How long the transfer of a batch's file may take, in seconds."
+    )
+    openai_webhook_secret: SecretStr = Field(
+        SecretStr(""), description="The secret of the provider's webhook endpoint, whsec_...; needed to take webhooks."
+    )
+    webhook_address: str = Field(
+        "off",
+        pattern=r"^(off|.+:\d{1,5})$",
+        description="Where the provider's webhooks are taken, host:port, or off: POST /webhooks/openai.",
     )
     image_transport: Literal["inline", "url"] = Field(
         "inline", description="How images reach the provider: within the request, or as an address in the object store."
@@ -172,6 +181,8 @@ class BatcherSettings(ServerSettings):
         if self.batch_jobs > self.batch_jobs_max:
             raise ValueError("batch_jobs must not be more than batch_jobs_max")
         read_limits(self.enqueued_tokens)
+        if self.webhook_address != "off":
+            _check_webhook_secret(self.openai_webhook_secret.get_secret_value())
         return self
 
     def model_names(self) -> frozenset[str]:
@@ -211,3 +222,15 @@ class BatcherSettings(ServerSettings):
             return read_prices(json.loads(self.prices_file.read_text("utf-8")))
         lanes = {job.Lane.BATCH: self.price_batch, job.Lane.INSTANT: self.price_instant}
         return (PriceList(self.price_version, 0, lanes, {}),)
+
+
+def _check_webhook_secret(secret: str) -> None:
+    """A secret by which every webhook would be refused, or none at all, is better noticed at the start."""
+    if not secret:
+        raise ValueError("openai_webhook_secret must be set where webhook_address is")
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not secret.startswith("whsec_") or not key:
+        raise ValueError("openai_webhook_secret must be whsec_ and the secret in base64")

@@ -4,6 +4,7 @@ submit      a group of new jobs, or the ones that their keys stand for already
 admit       what the wallet said about jobs in ADMITTING
 cancel, expire, lose_holds, renew, answer, retry
 settle      what the wallet said about settlements
+lower       what the wallet said about holds that are larger than what their job costs
 """
 
 import json
@@ -239,6 +240,27 @@ class Store(Stored):
                 "settlements_update",
                 [(c.job.uid, c.settlement.state.value, now_us, refusals[c.job.uid]) for c in changes if c.settlement],
             )
+            written, _ = await write(tx, now_us, changes)
+        self._wake()
+        return written
+
+    async def pending_lowerings(self, count: int) -> list[tuple[str, int]]:
+        """Holds that are to be lowered, by uid, each with the amount that is enough."""
+        async with self.database.reading() as tx:
+            rows = await tx.rows("lowerings_pending", count=count)
+        return [(row["uid"], row["amount"]) for row in rows]
+
+    async def lower(self, refusals: Mapping[str, str], lost: Iterable[str], lease: Lease | None = None) -> list[Change]:
+        """Writes what the wallet said about lowered holds, by uid: why it refused, or nothing where it did it.
+
+        lost: those whose hold is gone; their jobs end, if they still queue.
+        """
+        async with self.database.transaction() as tx:
+            await check(tx, lease)
+            now_us = await tx.now_us()
+            changes = [change for job in await lock_jobs(tx, lost) if (change := jobs.lose_hold(job, now_us))]
+            answers = [(uid, "REFUSED" if said else "DONE", now_us, said) for uid, said in sorted(refusals.items())]
+            await tx.run_many("lowerings_update", answers)
             written, _ = await write(tx, now_us, changes)
         self._wake()
         return written

@@ -228,13 +228,17 @@ def _moved_row(change: Change) -> dict[str, object]:
         "queue_time_us": job.queue_time_us,
         "not_before_us": job.not_before_us,
         "hold_expire_time_us": job.hold_expire_time_us,
+        "lane": job.lane.value,
+        "price": job.price,
     }
 
 
 def _statements(
     changes: Sequence[Change], notes: Sequence[Note], now_us: int, lease_us: int
 ) -> list[tuple[str, list[tuple[Any, ...]]]]:
-    """What goes with the changes: attempts that end and begin, settlements that are owed or answered, batches."""
+    """What goes with the changes: attempts that end and begin, settlements that are owed or answered, holds to lower,
+    batches.
+    """
     ended = [(c.job.uid, c.before.attempt, now_us, c.ended, _counted(c)) for c in changes if c.ended]
     opened = [(c.job.uid, c.job.attempt, c.job.batch_id, now_us, now_us + lease_us) for c in changes if c.opened]
     owed = [
@@ -242,10 +246,12 @@ def _statements(
         for c in changes
         if c.settlement and c.settlement.state is SettlementState.PENDING
     ]
+    lowered = [(c.job.uid, c.job.price, now_us) for c in changes if c.lowered]
     return [
         ("attempts_end", ended),
         ("attempts_insert", opened),
         ("settlements_insert", owed),
+        ("lowerings_insert", lowered),
         ("batches_insert", [_plain(note.batch) for note in notes if note.kind == "batch.planned"]),
         ("batches_update", [_plain(note.batch) for note in notes if note.kind != "batch.planned"]),
     ]
@@ -269,6 +275,8 @@ def _entry_of(change: Change, actor: str) -> journal.Entry:
         body["batch_id"] = job.batch_id
     if job.cancel_requested:
         body["cancel_requested"] = True
+    if job.lane is not change.before.lane:
+        body |= {"lane": job.lane, "price": job.price}
     if change.settlement:
         body["settlement"] = change.settlement.state
         body["charged"] = change.settlement.charged

@@ -34,6 +34,7 @@ _SIGNATURE_ONLY: Final[Options] = {
     "verify_jti": False,
 }
 _ACT_FOR: Final = "act_for:"
+_ACT_FOR_ALL: Final = "act_for:*"
 _ALGORITHMS: Final[Mapping[tuple[str, str], str]] = {
     ("OKP", "Ed25519"): "EdDSA",
     ("EC", "P-256"): "ES256",
@@ -56,12 +57,11 @@ class Principal:
 
     def may_act_for(self, account_id: str) -> bool:
         """Its own account, or one that a scope `act_for:*`, `act_for:<id>` or `act_for:<prefix>*` names."""
-        if self.subject == account_id:
+        if self.subject == account_id or not self.scopes.isdisjoint((_ACT_FOR_ALL, _ACT_FOR + account_id)):
             return True
-        patterns = [scope.removeprefix(_ACT_FOR) for scope in self.scopes if scope.startswith(_ACT_FOR)]
         return any(
-            account_id.startswith(pattern[:-1]) if pattern.endswith("*") else account_id == pattern
-            for pattern in patterns
+            scope.startswith(_ACT_FOR) and scope.endswith("*") and account_id.startswith(scope[len(_ACT_FOR) : -1])
+            for scope in self.scopes
         )
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from services.chassis import logs
-from services.chassis.database import Database, migrate, pending
-from services.chassis.errors import ServiceError, StoreUnavailable
+from services.chassis import journal, logs
+from services.chassis.database import Database, dialect_of, migrate, pending, sqlite_path
+from services.chassis.errors import ServiceError, StoreDamaged, StoreUnavailable
 from services.chassis.server import RefusesToStart, Server
 from services.chassis.settings import ServerSettings
 
@@ -64,6 +64,9 @@ def run(
         # Whoever read the answer has seen enough; Python would complain once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+    except StoreDamaged as error:
+        print(f"{name}: {_damage(settings.database_url, error)}", file=sys.stderr)
+        return EXIT_FAILED
     except StoreUnavailable as error:
         print(f"{name}: {error.detail} (has python -m services.{name} migrate been run?)", file=sys.stderr)
         return EXIT_FAILED
@@ -87,6 +90,26 @@ async def refuse_old_schema(name: str, database: Database, migrations: Path) -> 
     """Raises RefusesToStart when migrations are missing, saying how to apply them."""
     if behind := await pending(database, migrations):
         raise RefusesToStart(f"the schema is behind by {', '.join(behind)}: run python -m services.{name} migrate")
+
+
+async def refuse_damage(database: Database) -> None:
+    """Raises StoreDamaged where that shows at once: the file's length, the schema, the journal's last rows and head.
+
+    Takes as long for a large database as for a small one. To be called before anything is written.
+    """
+    await database.check()
+    async with database.reading() as tx:
+        await journal.check_tail(tx)
+
+
+def _damage(url: str, error: StoreDamaged) -> str:
+    file = f"file {sqlite_path(url)} " if dialect_of(url) == "sqlite" else ""
+    copy = "a copy of it and of its -wal file" if file else "a copy of it"
+    return (
+        f"the database {file}is damaged: {error.detail}.\n"
+        f"Stop everything that uses it, keep {copy}, and restore the newest backup: see README, "
+        '"When the ledger is damaged".'
+    )
 
 
 async def _serve(settings: S, running: Callable[[S], AbstractAsyncContextManager[Server]]) -> None:

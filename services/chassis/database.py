@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from services.chassis.errors import StoreUnavailable
+from services.chassis.errors import StoreDamaged, StoreUnavailable
 from services.chassis.sql.postgres import PostgresDatabase
 from services.chassis.sql.sqlite import SqliteDatabase
 from services.chassis.sql.transaction import Conflict, Database, Row, Rows, Transaction, load_statements
@@ -47,6 +47,10 @@ MIGRATION_TIMEOUT_SECONDS: Final = 3600
 
 _CHASSIS_SQL: Final = Path(__file__).parent / "sql"
 _DIALECTS: Final = {"sqlite": "sqlite", "sqlite3": "sqlite", "postgres": "postgres", "postgresql": "postgres"}
+# SQLite takes a file of a single byte for an empty one too.
+_EMPTY_BYTES_MAX: Final = 1
+# What SQLite says through dbmate, which passes no codes on.
+_DAMAGED_WORDS: Final = ("file is not a database", "database disk image is malformed", "malformed database schema")
 _MIGRATION_FILE: Final = re.compile(r"(\d+).*\.sql")
 
 
@@ -68,11 +72,13 @@ async def connect(
     `pool_size` counts PostgreSQL connections, or SQLite readers beside the one writer. `timeout_seconds` bounds the
     wait for a connection and for each PostgreSQL statement. `clock_us` is what `tx.now_us()` tells on SQLite.
     `writes_only` is for a process that does nothing else: on SQLite no readers, and no thread beside it. Raises
-    StoreUnavailable when there is no such database, ValueError for another kind of URL.
+    StoreUnavailable when there is no such database, StoreDamaged when it can't be read, ValueError for another kind of
+    URL.
     """
     dialect = dialect_of(url)
     statements = load_statements([_CHASSIS_SQL, *sql_folders], dialect)
     if dialect == "sqlite":
+        _refuse_empty(sqlite_path(url))
         return await SqliteDatabase.open(
             sqlite_path(url), statements, pool_size, timeout_seconds, clock_us, writes_only
         )
@@ -96,13 +102,15 @@ def sqlite_path(url: str) -> Path:
 def migrate(url: str, folder: Path) -> None:
     """Brings a database to the last migration of `folder/{dialect}` with dbmate, making it if there is none.
 
-    Replicas may do this at once: on PostgreSQL they wait for each other. Raises StoreUnavailable with dbmate's words.
+    Replicas may do this at once: on PostgreSQL they wait for each other. Raises StoreUnavailable with dbmate's words,
+    and StoreDamaged for a file that is empty or no database.
     """
     dialect = dialect_of(url)
     options = ["--migrations-dir", str(folder / dialect), "--no-dump-schema"]
     if dialect == "postgres":
         options += ["--migration-lock", "--wait", "--wait-timeout", f"{MIGRATION_WAIT_SECONDS}s"]
     else:
+        _refuse_empty(sqlite_path(url))
         sqlite_path(url).parent.mkdir(parents=True, exist_ok=True)
     # The URL holds a password, so it goes by the environment and not by the command line, which everybody can read.
     done = subprocess.run(  # noqa: S603 - the arguments are ours: a folder of the package and constants
@@ -114,7 +122,14 @@ def migrate(url: str, folder: Path) -> None:
         timeout=MIGRATION_TIMEOUT_SECONDS,
     )
     if done.returncode != 0:
-        raise StoreUnavailable(f"the migration failed: {done.stdout}{done.stderr}".strip())
+        said = f"the migration failed: {done.stdout}{done.stderr}".strip()
+        raise (StoreDamaged if any(words in said for words in _DAMAGED_WORDS) else StoreUnavailable)(said)
+
+
+def _refuse_empty(path: Path) -> None:
+    """SQLite takes an empty file for a new database, and so would put a new ledger in the place of a lost one."""
+    if path.exists() and path.stat().st_size <= _EMPTY_BYTES_MAX:
+        raise StoreDamaged(f"{path} is empty; delete it if it never held anything")
 
 
 def _dbmate() -> str:

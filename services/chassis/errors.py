@@ -6,6 +6,7 @@
     ├── InvalidField                                 that is not a request
     ├── ServerBusy, ServerDraining                   not here, not now: nothing was done
     ├── StoreUnavailable, TimedOut                   it may have been done: retry with the same key
+    ├── StoreDamaged                                 no retry helps: an operator must restore the database
     └── Internal                                     our mistake, hidden behind an id
 
 A service adds a table of its own exceptions, which need not know this module: `str(error)` is the sentence that the
@@ -100,6 +101,14 @@ class StoreUnavailable(ServiceError):
         self.detail = detail
 
 
+class StoreDamaged(ServiceError):
+    """The database can't be read, or contradicts itself. `detail` says how, and goes to the log alone."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("the database is damaged: an operator must restore it, no retry helps")
+        self.detail = detail
+
+
 class ServerDraining(ServiceError):
     """The server is stopping."""
 
@@ -142,6 +151,7 @@ CHASSIS_ROWS: Final[Mapping[type[Exception], Row]] = {
     InvalidField: Row(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
     ServerBusy: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY", RETRY_SOON_SECONDS),
     StoreUnavailable: Row(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", RETRY_LATER_SECONDS),
+    StoreDamaged: Row(grpc.StatusCode.DATA_LOSS, "STORE_DAMAGED"),
     ServerDraining: Row(grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING", RETRY_SOON_SECONDS),
     TimedOut: Row(grpc.StatusCode.DEADLINE_EXCEEDED, "TIMED_OUT"),
     Internal: Row(grpc.StatusCode.INTERNAL, "INTERNAL"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -92,7 +93,9 @@ class Checks:
             return 0
         microseconds = value.seconds * 1_000_000 + value.nanos // 1_000
         if not min_seconds <= microseconds / 1_000_000 <= max_seconds:
-            self.fail(field, f"{microseconds / 1_000_000:g}s", f"must be {min_seconds:g}s to {max_seconds:g}s")
+            # No `g`: 45 days would be said as 3.888e+06s.
+            said = f"{Decimal(microseconds) / 1_000_000:f}s"
+            self.fail(field, said, f"must be {Decimal(str(min_seconds)):f}s to {Decimal(str(max_seconds)):f}s")
         return microseconds
 
     def time_us(self, field: str, value: Timestamp | None) -> int:

@@ -28,6 +28,7 @@ from services.chassis.errors import (
     ScopeMissing,
     ServerBusy,
     ServerDraining,
+    StoreDamaged,
     StoreUnavailable,
     TokenExpired,
     TokenMissing,
@@ -241,15 +242,19 @@ def _tell(call: Call, outcome: Outcome, error: BaseException) -> None:
     if outcome.code is grpc.StatusCode.INTERNAL:
         call.level = "error"
         call.method.metrics.masked.inc()
+    elif isinstance(error, StoreDamaged):
+        call.level = "error"
     elif isinstance(error, StoreUnavailable):
         call.level = "warning"
     log_cause(outcome, error)
 
 
 def log_cause(outcome: Outcome, error: BaseException) -> None:
-    """Log what the client is not told: why an error was masked, and why the store does not answer."""
+    """Log what the client is not told: why an error was masked, and what is the matter with the store."""
     if outcome.code is grpc.StatusCode.INTERNAL:
         _log.error("masked_error", error_id=outcome.metadata.get("error_id"), exc_info=error)
+    elif isinstance(error, StoreDamaged):
+        _log.error("store_damaged", detail=error.detail)
     elif isinstance(error, StoreUnavailable):
         _log.warning("store_unavailable", detail=error.detail, cause=repr(error.__cause__ or error.__context__))
 

@@ -14,9 +14,11 @@ from hashlib import sha256
 from typing import Final, NamedTuple
 
 from services.chassis.database import Database, Rows, Transaction
+from services.chassis.errors import StoreDamaged
 
 FIRST_HASH: Final = "0" * 64
 PAGE_ROWS: Final = 1_000
+TAIL_ROWS: Final = 1_000
 LOCK_HEAD: Final = ("journal_lock", dict[str, object]())
 """`lock_head` as a query for `tx.rows_all`; its one row is a `Head`."""
 
@@ -83,7 +85,7 @@ def chain(head: Head, entries: Iterable[Entry], now_us: int) -> tuple[Head, list
     """Gives entries their revisions, time and hashes; pure, so that a store knows them before it writes.
 
     The time is the later of `now_us` and the head's. Entries of one subject point at each other: the `previous` of any
-    but the first is replaced.
+    but the first is replaced. Without an entry the head stays as it is: its time is that of its last row.
     """
     epoch, revision, digest, time_us = head
     time_us = max(now_us, time_us)
@@ -95,7 +97,7 @@ def chain(head: Head, entries: Iterable[Entry], now_us: int) -> tuple[Head, list
         newest[subject] = revision
         digest = _digest(digest, revision, time_us, kind, actor, subject, previous, body)
         rows.append(Row(revision, time_us, kind, actor, subject, previous, body, digest))
-    return Head(epoch, revision, digest, time_us), rows
+    return (Head(epoch, revision, digest, time_us) if rows else head), rows
 
 
 def statements(head: Head, rows: Sequence[Row]) -> list[tuple[str, Rows]]:
@@ -129,7 +131,7 @@ async def history(
     `after` and `since_us` leave out the rows up to a revision, and those before a time. The history leads back from its
     newest row, so that it is walked twice: once to learn where its pages end, once to read them, oldest first. Memory
     holds one page, and 8 bytes for each other. No transaction is held while the caller works on a page: rows never
-    change. Raises LookupError when a row is not there that another one names.
+    change. Raises StoreDamaged when a row is not there that another one names.
     """
     ends = array("q")
     while revision > after:
@@ -137,13 +139,34 @@ async def history(
         async with database.reading() as tx:
             start = await tx.row("journal_page_start", revision=revision, after=after, count=page_rows)
         if start is None:
-            raise LookupError(f"the journal has no row {revision}, although a later one leads there")
+            raise StoreDamaged(f"the journal has no row {revision}, although a later one leads there")
         revision = start["previous"] if start["time_us"] >= since_us else 0
     for end in reversed(ends):
         async with database.reading() as tx:
             page = await walk_back(tx, end, page_rows)
         if rows := [row for row in reversed(page) if row.revision > after and row.time_us >= since_us]:
             yield rows
+
+
+async def check_tail(tx: Transaction, rows_max: int = TAIL_ROWS) -> None:
+    """Raises StoreDamaged unless the journal ends as its head says, in so many rows that follow from each other."""
+    found = await tx.row("journal_head")
+    if found is None:
+        if await read_after(tx, 0, 1):
+            raise StoreDamaged("the journal has rows, and its head is missing")
+        return
+    head = Head(*found)
+    start = max(head.revision - rows_max - 1, 0)
+    rows = await read_after(tx, start, rows_max + 2)
+    # Of a longer journal the first row is only there to say what the next one follows from.
+    tail, previous_hash = (rows[1:], rows[0].hash) if start and rows else (rows, FIRST_HASH)
+    if broken := verify_chain(tail, previous_hash):
+        raise StoreDamaged(f"row {broken.revision} of the journal does not follow from the one before it")
+    end = (rows[-1].revision, rows[-1].hash) if rows else (0, FIRST_HASH)
+    # The head's time may be later: it once moved with changes that made no row.
+    early = bool(rows) and head.time_us < rows[-1].time_us
+    if (head.revision, head.hash) != end or early or len(rows) != head.revision - start:
+        raise StoreDamaged(f"the journal ends with row {end[0]}, and its head says {head.revision}")
 
 
 def verify_chain(rows: Iterable[Row], previous_hash: str = FIRST_HASH) -> Row | None:
@@ -154,11 +177,19 @@ def verify_chain(rows: Iterable[Row], previous_hash: str = FIRST_HASH) -> Row | 
     """
     before: Row | None = None
     for row in rows:
-        follows = before is None or (row.revision == before.revision + 1 and row.time_us >= before.time_us)
-        if not follows or row.hash != _digest(previous_hash, *row[:-1]):
+        if not _follows(before, previous_hash, row):
             return row
         before, previous_hash = row, row.hash
     return None
+
+
+def _follows(before: Row | None, previous_hash: str, row: Row) -> bool:
+    try:
+        in_order = before is None or (row.revision == before.revision + 1 and row.time_us >= before.time_us)
+        return in_order and row.hash == _digest(previous_hash, *row[:-1])
+    except TypeError:
+        # In a damaged file a number may read as a text, and a text as bytes.
+        return False
 
 
 def _digest(

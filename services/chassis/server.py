@@ -287,11 +287,15 @@ def refuse_exposure(settings: ServerSettings, authenticates: bool) -> None:
         return
     if not authenticates:
         raise RefusesToStart("nobody would be asked for a token: set the jwks_file, or insecure")
-    host, _ = split_address(settings.listen_address)
-    if not _is_loopback(host) and (settings.tls_certificate_file is None or settings.tls_key_file is None):
-        raise RefusesToStart(
-            f"{settings.listen_address} is beyond loopback: set tls_certificate_file and tls_key_file, or insecure"
-        )
+    refuse_plain(settings, settings.listen_address)
+
+
+def refuse_plain(settings: ServerSettings, address: str) -> None:
+    """Raise RefusesToStart where an address beyond loopback would be listened on without TLS, unless insecure."""
+    host, _ = split_address(address)
+    has_tls = settings.tls_certificate_file is not None and settings.tls_key_file is not None
+    if not (settings.insecure or has_tls or _is_loopback(host)):
+        raise RefusesToStart(f"{address} is beyond loopback: set tls_certificate_file and tls_key_file, or insecure")
 
 
 def _is_loopback(host: str) -> bool:

@@ -46,19 +46,33 @@ async def scratch() -> AsyncIterator[Database]:
     """An empty ledger for an audit, in the folder for temporary files (TMPDIR); it grows as large as the other."""
     with tempfile.TemporaryDirectory(prefix="punchcard-audit-") as folder:
         url = f"sqlite:{folder}/ledger.db"
-        await asyncio.to_thread(migrate, url, MIGRATIONS)
+        building = asyncio.create_task(asyncio.to_thread(migrate, url, MIGRATIONS))
+        try:
+            await asyncio.shield(building)
+        finally:
+            # Whoever asked may have left. The thread writes on all the same, and its folder has to outlive it.
+            await asyncio.wait([building])
         async with await connect(url, [SQL_FOLDER]) as database:
             yield database
 
 
 @asynccontextmanager
-async def running(settings: WalletSettings) -> AsyncIterator[Server]:
-    """A wallet that serves; at the end it is drained, and nothing that was begun is lost."""
+async def begun(settings: WalletSettings) -> AsyncIterator[tuple[Database, Store]]:
+    """The ledger of a wallet that may serve: no damage shows at a glance, it has a head, and its scale is ours."""
     async with opened(settings) as database:
+        await command.refuse_damage(database)
         store = Store(database, settings.rules())
         scale = await store.open(secrets.token_hex(8))
         if scale != settings.token_scale:
             raise RefusesToStart(f"this ledger counts tokens with scale {scale}: WALLET_TOKEN_SCALE can't be changed")
+        yield database, store
+
+
+@asynccontextmanager
+async def running(settings: WalletSettings) -> AsyncIterator[Server]:
+    """A wallet that serves; at the end it is drained, and nothing that was begun is lost."""
+    async with begun(settings) as (database, store):
+        scale = settings.token_scale
         async with database.reading() as tx:
             head = await journal.read_head(tx)
         tailer = Tailer(reader(database), head.revision, read_subjects=refuse_behind)

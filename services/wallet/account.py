@@ -10,8 +10,8 @@ from services.wallet.errors import (
     BalanceLimit,
     IdempotencyMismatch,
 )
-from services.wallet.holdings import ISSUE, LAPSED, TOKEN, WALLET, Account, AccountState, State
-from services.wallet.journal_entry import Entry, apply, entry_on
+from services.wallet.holdings import ISSUE, LAPSED, TOKEN, WALLET, Account, AccountState, Entry, State
+from services.wallet.journal_entry import apply, entry_on
 
 BALANCE_MAX = 10**18
 """No balance grows past this."""

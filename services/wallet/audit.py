@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from services.wallet.holdings import TOKEN, State
-from services.wallet.journal_entry import Entry, apply
+from services.wallet.holdings import TOKEN, Entry, State
+from services.wallet.journal_entry import apply
 
 REMEDY = (
     "stop every wallet that uses this database, keep a copy of it, and restore the newest backup that passes this "

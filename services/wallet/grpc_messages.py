@@ -25,8 +25,7 @@ from services.wallet.commands import (
     Revoke,
 )
 from services.wallet.errors import AccountNotFound, GrantNotFound, ReservationNotFound
-from services.wallet.holdings import PLAIN, Account, Lot, Reservation, read_pins
-from services.wallet.journal_entry import Entry
+from services.wallet.holdings import PLAIN, Account, Entry, Lot, Reservation, read_pins
 from services.wallet.store_rows import entry_of
 
 REFERENCE_CHARS_MAX: Final = 256

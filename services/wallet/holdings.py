@@ -1,18 +1,17 @@
-"""What the ledger keeps: accounts, reservations, lots and keys, as stored. The fields are the columns.
+"""What the ledger keeps: the journal's entries, and the accounts, reservations, lots and keys that they make.
 
-Everything here is a projection of the journal: `journal_entry.apply` makes it, and an audit makes it again.
+Everything but the entries is a projection: `journal_entry.apply` makes it, and an audit makes it again. The fields are
+the columns.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from services.wallet.journal_entry import Entry
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 TOKEN = "TOKEN"  # noqa: S105 - the name of an asset
 ISSUE = "@issue"
@@ -170,6 +169,31 @@ class AccountChange(NamedTuple):
     forfeit: int
     reference: str
     revision: int
+
+
+NO_FACTS: Mapping[str, Any] = MappingProxyType({})
+
+
+class Entry(NamedTuple):
+    """One row of the journal before it has a place in the chain."""
+
+    kind: str
+    actor: str
+    account_id: str
+    """Empty for a tombstone, which is on nobody's account."""
+    previous: int = 0
+    """The account's row before this one; 0 for its first."""
+    balance_change: int = 0
+    held_change: int = 0
+    balance: int = 0
+    """Afterwards, like held."""
+    held: int = 0
+    counterparty: str = ""
+    created_by: str = ""
+    reservation_id: str = ""
+    key: str = ""
+    facts: Mapping[str, Any] = NO_FACTS
+    """What else the kind needs to be applied; see `journal_entry`."""
 
 
 AccountKey = tuple[str, str]

@@ -25,15 +25,16 @@ held), and `pins` is what the reservation has of which lot afterwards.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from services.wallet.holdings import (
+    NO_FACTS,
     PLAIN_PRIORITY,
     TOKEN,
     Account,
     AccountChange,
     AccountState,
+    Entry,
     GrantRecord,
     Key,
     Lot,
@@ -43,30 +44,6 @@ from services.wallet.holdings import (
     State,
     write_pins,
 )
-
-NO_FACTS: Mapping[str, Any] = MappingProxyType({})
-
-
-class Entry(NamedTuple):
-    """One row of the journal before it has a place in the chain."""
-
-    kind: str
-    actor: str
-    account_id: str
-    """Empty for a tombstone, which is on nobody's account."""
-    previous: int = 0
-    """The account's row before this one; 0 for its first."""
-    balance_change: int = 0
-    held_change: int = 0
-    balance: int = 0
-    """Afterwards, like held."""
-    held: int = 0
-    counterparty: str = ""
-    created_by: str = ""
-    reservation_id: str = ""
-    key: str = ""
-    facts: Mapping[str, Any] = NO_FACTS
-    """What else the kind needs to be applied; see the functions below."""
 
 
 def entry_on(
@@ -289,7 +266,7 @@ def _change_reservation(state: State, entry: Entry, now_us: int) -> None:
         case "commit":
             taken = -entry.balance_change
             state.reservations[key] = old._replace(
-                state=ReservationState.COMMITTED,
+                state=int(ReservationState.COMMITTED),
                 committed=taken,
                 released=old.released + max(freed - taken, 0),
                 expired=old.expired if freed else old.expired - taken,
@@ -300,11 +277,11 @@ def _change_reservation(state: State, entry: Entry, now_us: int) -> None:
             )
         case "release":
             state.reservations[key] = old._replace(
-                state=ReservationState.RELEASED, released=old.released + freed, revision=revision, pins=pins
+                state=int(ReservationState.RELEASED), released=old.released + freed, revision=revision, pins=pins
             )
         case "expire":
             state.reservations[key] = old._replace(
-                state=ReservationState.EXPIRED, expired=freed, revision=revision, pins=pins
+                state=int(ReservationState.EXPIRED), expired=freed, revision=revision, pins=pins
             )
         case "amend":
             state.reservations[key] = old._replace(

@@ -33,17 +33,19 @@ from services.wallet.errors import (
     rfc3339,
 )
 from services.wallet.holdings import (
+    NO_FACTS,
     PLAIN,
     REVENUE,
     TOKEN,
     WALLET,
+    Entry,
     Pins,
     Reservation,
     ReservationState,
     State,
     read_pins,
 )
-from services.wallet.journal_entry import NO_FACTS, Entry, apply, entry_on
+from services.wallet.journal_entry import apply, entry_on
 from services.wallet.lot import Return, come_back, moves, pick, split
 
 HELD = ReservationState.HELD

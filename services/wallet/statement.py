@@ -17,6 +17,7 @@ FORMATS: Final = ("jsonl", "csv")
 
 _GUARDED: Final = ("=", "+", "-", "@", "'", "\t", "\r", "\n")
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)")
+_json: Final = json.JSONEncoder(ensure_ascii=False).encode
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -49,7 +50,7 @@ def text_of(lines: Iterable[Line], form: str) -> str:
     """The lines of a page in one of FORMATS, the last one ended too."""
     if form == "csv":
         return _csv([_guarded(cell) for cell in line] for line in lines)
-    return "".join(json.dumps(line._asdict(), ensure_ascii=False) + "\n" for line in lines)
+    return "".join(f"{_json(dict(zip(Line._fields, line, strict=True)))}\n" for line in lines)
 
 
 def time_of(time_us: int) -> str:

@@ -54,7 +54,7 @@ class Reads:
             head = await journal.read_head(tx)
             moment = Moment(max(await tx.now_us(), head.time_us), self._rules)
             account, lots = await _as_of_now(tx, Account(*row), head.revision, moment)
-        return Holdings(account, spending_order(lots), head)
+        return Holdings(account, lots, head)
 
     async def account(self, account_id: str) -> Account | None:
         """An account as it is now."""
@@ -154,8 +154,8 @@ async def _as_of_now(tx: Transaction, account: Account, revision: int, moment: M
     state.add_lots(Lot(*row) for row in await tx.rows("list_lots", account_id=account_id))
     if is_due:
         await _end_due(tx, state, account_id, moment)
-    lots = [lot for lot in state.lots.get(account_id, {}).values() if lot.remaining]
-    # A change that is not written yet has no revision: what it makes is shown without an id.
+    lots = spending_order(lot for lot in state.lots.get(account_id, {}).values() if lot.remaining)
+    # A change that is not written yet has no revision: what it makes is shown without an id, but in its place.
     named = [lot if lot.lot_id <= revision else lot._replace(lot_id=0) for lot in lots]
     return state.accounts[account_id, TOKEN]._replace(revision=account.revision), named
 

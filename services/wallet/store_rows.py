@@ -6,8 +6,7 @@ from typing import TypeVar
 
 from services.chassis import journal
 from services.chassis.database import Rows
-from services.wallet.holdings import Account, GrantRecord, Lot, Reservation, State
-from services.wallet.journal_entry import Entry
+from services.wallet.holdings import Account, Entry, GrantRecord, Lot, Reservation, State
 
 K = TypeVar("K")
 V = TypeVar("V")

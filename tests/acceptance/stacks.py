@@ -53,14 +53,25 @@ def stack_in(
     postgres_server: str | None = None,
     pace: Pace | None = None,
     settings: Mapping[str, str] | None = None,
+    faults: Mapping[str, Any] | None = None,
+    webhook_url: str | None = None,
 ) -> Iterator[Stack]:
-    """A stack on free ports that dies with the tests; with a PostgreSQL server each service has a database there."""
+    """A stack on free ports that dies with the tests; with a PostgreSQL server each service has a database there.
+
+    faults: a script for the twin, as its PUT /twin/faults takes it; webhook_url: whom the twin tells of ended batches.
+    """
     urls: dict[str, Any] = {}
     if postgres_server is not None:
         name = f"stack_{secrets.token_hex(6)}"
         urls = {f"{part}_database_url": postgres_server.format(database=f"{name}_{part}") for part in DATABASES}
     plan = Plan(
-        ports=Ports.free(), provider="twin", pace=pace or Pace(), settings={**QUICK, **(settings or {})}, **urls
+        ports=Ports.free(),
+        provider="twin",
+        pace=pace or Pace(),
+        settings={**QUICK, **(settings or {})},
+        faults=dict(faults or {}),
+        webhook_url=webhook_url,
+        **urls,
     )
     with Stack(folder, plan) as stack:
         yield stack
@@ -203,8 +214,17 @@ def state_of(message: batcher_pb2.WatchJobResponse) -> batcher_pb2.JobState.Valu
 
 def books(stack: Stack) -> dict[str, Any]:
     """What was bought at the twin."""
-    url = stack.openai_base_url.removesuffix("/v1") + "/twin/books"
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {stack.keys.openai_twin()}"})
+    return twin(stack, "GET", "books")
+
+
+def twin(stack: Stack, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    """Calls one of the twin's own routes, such as PUT faults."""
+    request = urllib.request.Request(
+        stack.openai_base_url.removesuffix("/v1") + f"/twin/{path}",
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {stack.keys.openai_twin()}"},
+        method=method,
+    )
     with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
         read: dict[str, Any] = json.loads(answer.read())
         return read

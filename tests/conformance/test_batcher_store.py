@@ -13,6 +13,7 @@ from services.batcher.job import Action, Answer, Failure, Lane, Settlement, Sett
 from services.batcher.planner import Planned
 from services.batcher.store import Submitted
 from services.batcher.store_batches import Loss, Result
+from services.batcher.store_dead_jobs import ATTEMPTS_SHOWN_MAX, Attempt, Wanted, dead_jobs
 from services.chassis.database import Conflict, migrate
 from services.chassis.leases import LeaseLost
 from services.chassis.sql.transaction import load_statements
@@ -21,7 +22,7 @@ from tests.batcher_jobs import FAR_US, HOUR_US, LIMITS, image, new_job, new_uid,
 ANSWER = Answer("a cat", "stop", 10, 2)
 BROKEN = Failure("server_error", "It broke.")
 BULK = {"rows", "uids", "keys", "batch_ids"}
-TABLES = {"jobs", "batches", "attempts", "submissions", "settlements", "images"}
+TABLES = {"jobs", "batches", "attempts", "submissions", "settlements", "lowerings", "images"}
 
 
 @pytest.fixture
@@ -44,6 +45,99 @@ async def running(stores, *job_ids, **fields):
     submission = await stores.batches.record(submission._replace(input_file_id="file-1"), stores.lease)
     await stores.batches.adopt(submission, "batch_1", stores.lease)
     return batch, queued
+
+
+async def test_a_job_that_falls_back_changes_its_lane_and_owes_a_lowering_until_it_is_answered(stores):
+    fields = {"lane": Lane.INSTANT, "price": 5, "fallback_price": 1}
+    done, gone = await stores.queued("a", "b", **fields)
+    limits = LIMITS._replace(attempts_max=1)
+    for job in (done, gone):
+        await stores.jobs.lose(job.uid, 1, BROKEN, True, limits, HOUR_US)
+    pending = await stores.jobs.pending_lowerings(10)
+    ended = await stores.jobs.lower({done.uid: "", gone.uid: "RESERVATION_RELEASED"}, [gone.uid], stores.lease)
+    again = await stores.jobs.lower({done.uid: "", gone.uid: ""}, [], stores.lease)
+    fallen = (await stores.jobs.view("alice", "a")).job
+    rows = [row for row in await stores.journal() if row.kind == "job.fell_back"]
+
+    assert pending == [(done.uid, 1), (gone.uid, 1)]
+    assert [(change.job.uid, change.job.state, change.failure.code) for change in ended] == [
+        (gone.uid, State.FAILED, "hold_lost")
+    ]
+    assert again == await stores.jobs.pending_lowerings(10) == []
+    assert (fallen.state, fallen.lane, fallen.price, fallen.attempt) == (State.QUEUED, Lane.BATCH, 1, 2)
+    assert [json.loads(row.body) for row in rows] == [
+        {"state": "QUEUED", "attempt": 2, "lane": "BATCH", "price": 1}
+    ] * 2
+    assert await stores.batches.depths() == {"gpt-x": 1}
+
+
+EVERY = Wanted("", "", 0, FAR_US, "")
+
+
+async def died(stores, job_id, code="server_error", **fields):
+    """A job whose only try failed; gives it as it ended."""
+    (job,) = await stores.queued(job_id, lane=Lane.INSTANT, **fields)
+    (change,) = await stores.jobs.lose(job.uid, 1, Failure(code, "It broke."), False, LIMITS, HOUR_US)
+    return change.job
+
+
+async def test_dead_jobs_are_listed_with_their_cause_those_that_ended_last_first(stores):
+    first = await died(stores, "first")
+    await stores.queued("alive", "cancelled")
+    await stores.jobs.cancel("alice", "cancelled", "alice")
+    (late,) = await stores.queued("late", deadline_us=1)
+    await stores.jobs.expire(stores.lease)
+    listed = await dead_jobs(stores.database, EVERY, 10)
+    settled = await stores.jobs.settle({first.uid: ""}, stores.lease)
+    again = await dead_jobs(stores.database, EVERY, 10)
+
+    assert [(dead.view.job.job_id, dead.view.job.state, dead.view.failure.code) for dead in listed] == [
+        ("late", State.EXPIRED, "deadline"),
+        ("first", State.FAILED, "server_error"),
+    ]
+    assert listed[0].view.job.uid == late.uid
+    assert listed[1].end_time_us == first.update_time_us
+    ((attempt, batch_id, started_us, ended_us, outcome),) = listed[1].attempts
+    assert (attempt, batch_id, outcome) == (1, "", "server_error")
+    assert started_us <= ended_us == first.update_time_us
+    assert len(settled) == 1
+    assert [dead.end_time_us for dead in again] == [dead.end_time_us for dead in listed]
+
+
+async def test_dead_jobs_are_filtered_by_account_cause_and_time_and_paged(stores):
+    for name in ("a", "b", "c"):
+        await died(stores, name)
+    await died(stores, "other", code="refused")
+    bob = await died(stores, "bobs", account_id="bob")
+
+    async def names(**filters):
+        return [dead.view.job.job_id for dead in await dead_jobs(stores.database, EVERY._replace(**filters), 10)]
+
+    pages, place = [], EVERY
+    while page := await dead_jobs(stores.database, place, 2):
+        pages.append([dead.view.job.job_id for dead in page])
+        place = place._replace(before_us=page[-1].end_time_us, before_uid=page[-1].view.job.uid)
+
+    assert await names(account_id="bob") == ["bobs"]
+    assert await names(failure_code="refused") == ["other"]
+    assert await names(account_id="bob", failure_code="refused") == []
+    assert await names(since_us=bob.update_time_us + 1) == await names(before_us=1) == []
+    assert "bobs" in await names(since_us=bob.update_time_us)
+    assert "bobs" not in await names(before_us=bob.update_time_us)
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert [name for page in pages for name in page] == await names()
+    assert sorted(await names()) == ["a", "b", "bobs", "c", "other"]
+
+
+async def test_of_a_dead_job_only_the_last_attempts_are_listed(stores):
+    (job,) = await stores.queued("a", lane=Lane.INSTANT)
+    patient = LIMITS._replace(attempts_max=ATTEMPTS_SHOWN_MAX + 5)
+    for attempt in range(1, ATTEMPTS_SHOWN_MAX + 6):
+        await stores.jobs.lose(job.uid, attempt, BROKEN, True, patient, HOUR_US)
+    (dead,) = await dead_jobs(stores.database, EVERY, 10)
+
+    assert [attempt.attempt for attempt in dead.attempts] == list(range(6, ATTEMPTS_SHOWN_MAX + 6))
+    assert all(isinstance(attempt, Attempt) and attempt.outcome == "server_error" for attempt in dead.attempts)
 
 
 async def test_a_new_job_is_admitting_and_its_key_gives_it_again(stores):
@@ -398,4 +492,5 @@ def test_no_statement_reads_a_whole_table_on_sqlite(tmp_path):
     open_ones = {"batches_open": "batches_open", "batches_unwanted": "batches_open", "jobs_admitting": "jobs_admitting"}
     open_ones |= {"tokens_enqueued": "batches_open"}
     open_ones |= dict.fromkeys(("queue_depths", "queue_page"), "jobs_waiting")
+    open_ones["lowerings_pending"] = "lowerings_pending"
     assert {name: step.rpartition(" ")[2] for name, step in whole} == open_ones

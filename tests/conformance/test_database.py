@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import asyncpg
 import pytest
 
 from services.chassis.database import Conflict, Database, connect, dialect_of, migrate, pending, schema_version
-from services.chassis.errors import StoreUnavailable
+from services.chassis.errors import StoreDamaged, StoreUnavailable
 from services.chassis.sql.transaction import load_statements
 from tests.databases import CHASSIS_MIGRATIONS
 
@@ -42,6 +45,11 @@ DELETE FROM coins WHERE name = :name RETURNING count;
 
 -- name: misspelt()
 SELECT nothing FROM nowhere;
+"""
+# A page whose checksum is wrong looks like this to whoever reads it.
+TORN_PAGE = """
+-- name: read_torn_page()!
+DO $$ BEGIN RAISE 'invalid page in block 7' USING ERRCODE = '{state}'; END $$;
 """
 BROKEN_CONSTRAINT = (sqlite3.IntegrityError, asyncpg.CheckViolationError)
 WRONG_SQL = (sqlite3.OperationalError, asyncpg.UndefinedTableError)
@@ -414,3 +422,134 @@ async def test_a_transaction_whose_last_statement_fails_keeps_nothing(database: 
         assert await tx.rows("coins") == []
     async with database.transaction() as tx:
         await tx.run_many("insert_coin", [("first", 1)])
+
+
+@pytest.mark.parametrize("state", ["XX001", "XX002"])
+async def test_damage_that_postgresql_tells_is_damage_and_no_outage(postgres_url: str, tmp_path: Path, state: str):
+    for dialect in ("sqlite", "postgres"):
+        (tmp_path / f"{dialect}.sql").write_text(TORN_PAGE.format(state=state))
+    async with await connect(postgres_url, [tmp_path]) as database:
+        with pytest.raises(StoreDamaged) as caught:
+            async with database.transaction() as tx:
+                await tx.run("read_torn_page")
+
+    assert caught.value.detail == "invalid page in block 7"
+
+
+async def test_a_file_that_can_not_be_read_is_damaged_and_no_outage(tmp_path: Path, sql_folder: Path, migrations: Path):
+    """Whatever opens, migrates or reads it."""
+    path = tmp_path / "test.db"
+    url = f"sqlite:{path}"
+    for content in (b"", b"\0", b"no database at all" * 100):
+        path.write_bytes(content)
+        with pytest.raises(StoreDamaged):
+            await connect(url, [sql_folder])
+        with pytest.raises(StoreDamaged):
+            migrate(url, migrations)
+    path.unlink()
+    migrate(url, migrations)
+    with sqlite3.connect(path) as raw:
+        raw.execute("INSERT INTO coins VALUES ('penny', 1)")
+        (page,) = raw.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'coins'").fetchone()
+        (page_bytes,) = raw.execute("PRAGMA page_size").fetchone()
+    raw.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * page_bytes)
+        file.write(b"\xff" * page_bytes)
+    async with await connect(url, [sql_folder]) as database:
+        with pytest.raises(StoreDamaged):
+            async with database.reading() as tx:
+                await tx.rows("coins")
+        with pytest.raises(StoreDamaged):
+            async with database.transaction() as tx:
+                await tx.run("insert_coin", name="dime", count=10)
+
+
+async def test_a_healthy_database_passes_at_a_glance(chassis_database: Database):
+    await chassis_database.check()
+
+
+async def test_a_schema_that_lacks_what_a_statement_names_is_damage(tmp_path: Path, migrations: Path, sql_folder: Path):
+    """This database has coins and none of the chassis's tables."""
+    url = f"sqlite:{tmp_path}/test.db"
+    migrate(url, migrations)
+    async with await connect(url, [sql_folder]) as database:
+        with pytest.raises(StoreDamaged) as caught:
+            await database.check()
+
+    assert "no such table" in caught.value.detail
+
+
+@pytest.fixture
+def long_file(tmp_path: Path) -> Path:
+    """A SQLite file of many pages, with the chassis's tables and without a WAL."""
+    path = tmp_path / "long.db"
+    migrate(f"sqlite:{path}", CHASSIS_MIGRATIONS)
+    with sqlite3.connect(path) as raw:
+        raw.execute("PRAGMA journal_mode = WAL")
+        raw.executemany("INSERT INTO leases VALUES (?, ?, 1, 1)", [(f"lease-{n}", "x" * 200) for n in range(500)])
+    raw.close()
+    return path
+
+
+async def check(path: Path) -> None:
+    async with await connect(f"sqlite:{path}", []) as database:
+        await database.check()
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
+def cut(path: Path, size_bytes: int) -> None:
+    with path.open("r+b") as file:
+        file.truncate(size_bytes)
+
+
+async def test_a_file_that_lacks_a_byte_is_damaged(long_file: Path):
+    """Nothing may have read its end yet."""
+    await check(long_file)
+    cut(long_file, size_of(long_file) - 1)
+
+    with pytest.raises(StoreDamaged):
+        await check(long_file)
+
+
+async def test_a_page_may_be_in_the_wal_and_not_in_the_file(long_file: Path, tmp_path: Path):
+    """What a killed process leaves is healthy; a file that was cut behind its WAL is not."""
+    killed, damaged = tmp_path / "killed.db", tmp_path / "damaged.db"
+    async with await connect(f"sqlite:{long_file}", []) as database:
+        for number in range(100):
+            async with database.transaction() as tx:
+                await tx.row("lease_acquire", name=f"l{number}", holder="x" * 200, now_us=1, expire_time_us=2)
+        for copy in (killed, damaged):
+            shutil.copy(long_file, copy)
+            shutil.copy(f"{long_file}-wal", f"{copy}-wal")
+    size_bytes = size_of(killed)
+    await check(killed)
+    assert size_of(killed) > size_bytes, "some pages were in the WAL alone"
+
+    cut(damaged, 10 * 4096)
+    with pytest.raises(StoreDamaged):
+        await check(damaged)
+
+
+async def test_a_check_lets_go_of_no_lock(tmp_path: Path) -> None:
+    """Somebody else who looks into the database and leaves does not take its WAL away from under whoever writes."""
+    url = f"sqlite:{tmp_path}/test.db"
+    look = (
+        "import sqlite3, sys; file = sqlite3.connect(sys.argv[1]); file.execute('SELECT * FROM leases'); file.close()"
+    )
+    migrate(url, CHASSIS_MIGRATIONS)
+    async with await connect(url, []) as database:
+        await database.check()
+        async with database.transaction() as tx:
+            await tx.run("lease_acquire", name="before", holder="me", now_us=0, expire_time_us=1)
+        await asyncio.to_thread(subprocess.run, [sys.executable, "-c", look, f"{tmp_path}/test.db"], check=True)
+        async with database.transaction() as tx:
+            await tx.run("lease_acquire", name="after", holder="me", now_us=0, expire_time_us=1)
+
+        with contextlib.closing(sqlite3.connect(f"{tmp_path}/test.db")) as other:
+            names = [row[0] for row in other.execute("SELECT name FROM leases ORDER BY name")]
+
+    assert names == ["after", "before"]

@@ -7,12 +7,14 @@ import sqlite3
 from collections.abc import AsyncIterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
 from services.chassis import journal
 from services.chassis.database import Database, connect, migrate
+from services.chassis.errors import StoreDamaged
 from services.chassis.journal import FIRST_HASH, Entry, Head
 from tests.databases import CHASSIS_MIGRATIONS
 
@@ -25,18 +27,44 @@ DELETE FROM journal;
 
 -- name: overwrite()!
 {overwrite};
+
+-- name: unguard_update()!
+{unguard_update};
+
+-- name: unguard_delete()!
+{unguard_delete};
+
+-- name: forge_row(revision)!
+UPDATE journal SET body = 'forged' WHERE revision = :revision;
+
+-- name: forget_row(revision)!
+DELETE FROM journal WHERE revision = :revision;
+
+-- name: move_head(revision)!
+UPDATE journal_head SET revision = :revision;
+
+-- name: lose_head()!
+DELETE FROM journal_head;
 """
-OVERWRITE = {
-    "sqlite": "INSERT OR REPLACE INTO journal SELECT * FROM journal",
-    "postgres": "TRUNCATE journal",
+WORDS = {
+    "sqlite": {
+        "overwrite": "INSERT OR REPLACE INTO journal SELECT * FROM journal",
+        "unguard_update": "DROP TRIGGER journal_refuses_update",
+        "unguard_delete": "DROP TRIGGER journal_refuses_delete",
+    },
+    "postgres": {
+        "overwrite": "TRUNCATE journal",
+        "unguard_update": "ALTER TABLE journal DISABLE TRIGGER USER",
+        "unguard_delete": "ALTER TABLE journal DISABLE TRIGGER USER",
+    },
 }
 
 
 @pytest.fixture
 async def database(database_url: str, tmp_path: Path) -> AsyncIterator[Database]:
     migrate(database_url, CHASSIS_MIGRATIONS)
-    for dialect, overwrite in OVERWRITE.items():
-        (tmp_path / f"{dialect}.sql").write_text(FORGERIES.format(overwrite=overwrite))
+    for dialect, words in WORDS.items():
+        (tmp_path / f"{dialect}.sql").write_text(FORGERIES.format(**words))
     async with await connect(database_url, [tmp_path]) as database:
         async with database.transaction() as tx:
             await journal.open_head(tx, "epoch-1", 5)
@@ -166,5 +194,63 @@ async def test_a_history_with_a_hole_is_an_error_and_no_short_history(database: 
         await journal.append(tx, head._replace(revision=9), [entry("alice", previous=7), entry("alice")], 9)
 
     assert await pages(database, 2) == [[1, 2]]
-    with pytest.raises(LookupError, match="row 7"):
+    with pytest.raises(StoreDamaged) as hole:
         await pages(database, 11)
+    assert "no row 7" in hole.value.detail
+
+
+async def check_tail(database: Database, rows_max: int = 3) -> None:
+    async with database.reading() as tx:
+        await journal.check_tail(tx, rows_max)
+
+
+async def test_a_journal_of_any_length_ends_as_its_head_says(database: Database, chassis_database: Database):
+    """Also one that is empty, and one that was never begun."""
+    await check_tail(chassis_database)
+    for _ in range(6):
+        await check_tail(database)
+        await append(database, entry("alice"))
+    await check_tail(database, 1000)
+
+
+async def test_a_head_may_be_later_than_its_last_row_and_not_earlier(database: Database):
+    """Ledgers are about in which it moved with changes that made no row."""
+    await append(database, entry("alice"))
+    async with database.transaction() as tx:
+        head = await journal.lock_head(tx)
+        await tx.run("journal_advance", revision=1, hash=head.hash, time_us=head.time_us + 5)
+    await check_tail(database)
+
+    async with database.transaction() as tx:
+        await tx.run("journal_advance", revision=1, hash=head.hash, time_us=head.time_us - 1)
+    with pytest.raises(StoreDamaged):
+        await check_tail(database)
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        ([("unguard_update", {}), ("forge_row", {"revision": 6})], "row 6 of the journal does not follow"),
+        ([("unguard_update", {}), ("forge_row", {"revision": 4})], "row 4 of the journal does not follow"),
+        ([("unguard_delete", {}), ("forget_row", {"revision": 6})], "ends with row 5, and its head says 6"),
+        ([("unguard_delete", {}), ("forget_row", {"revision": 5})], "row 6 of the journal does not follow"),
+        ([("unguard_delete", {}), ("forget_row", {"revision": 3})], "its head says 6"),
+        ([("move_head", {"revision": 5})], "ends with row 6, and its head says 5"),
+        ([("move_head", {"revision": 7})], "ends with row 6, and its head says 7"),
+        ([("move_head", {"revision": 0})], "its head says 0"),
+        ([("move_head", {"revision": 900})], "its head says 900"),
+        ([("lose_head", {})], "its head is missing"),
+    ],
+)
+async def test_a_journal_whose_end_is_not_what_was_written_is_damaged(
+    database: Database, damage: list[Any], found: str
+):
+    """Its last three rows here, of six."""
+    await append(database, *[entry("alice", str(number)) for number in range(6)])
+    async with database.transaction() as tx:
+        for name, parameters in damage:
+            await tx.run(name, **parameters)
+
+    with pytest.raises(StoreDamaged) as caught:
+        await check_tail(database)
+    assert found in caught.value.detail

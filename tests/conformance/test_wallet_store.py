@@ -34,55 +34,10 @@ from services.wallet.journal_entry import apply
 from services.wallet.store import Store
 from services.wallet.store_rows import entry_of
 from tests.databases import opened
+from tests.fixed_time import SECOND_US, Clock, FixedTime
 from tests.wallet_model import WalletModel, word
 
-SECOND_US = 1_000_000
 WALLET = Path("services/wallet")
-
-
-class Clock:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now_us = 1_000 * SECOND_US
-
-    def __call__(self) -> int:
-        return self.now_us
-
-
-class FixedTime:
-    """A database whose transactions all read the test's clock, so that both dialects live through the same history."""
-
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._clock = clock
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._database, name)
-
-    def transaction(self) -> object:
-        return _Timed(self._database.transaction(), self._clock)
-
-    def reading(self) -> object:
-        return _Timed(self._database.reading(), self._clock)
-
-
-class _Timed:
-    def __init__(self, context: object, clock: Clock) -> None:
-        self._context = context
-        self._clock = clock
-
-    async def __aenter__(self) -> object:
-        tx = await self._context.__aenter__()  # type: ignore[attr-defined]
-
-        async def now_us() -> int:
-            return self._clock()
-
-        tx.now_us = now_us
-        return tx
-
-    async def __aexit__(self, *details: object) -> object:
-        return await self._context.__aexit__(*details)  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -315,12 +270,17 @@ async def test_the_database_itself_refuses_an_overdrawn_account(database_url: st
         await execute(database_url, f"UPDATE accounts SET {change}")
 
 
+def _execute_in_file(path: str, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.execute(statement)
+        file.commit()
+
+
 async def execute(url: str, statement: str) -> None:
     """Runs a statement as somebody with direct access to the database would."""
     if url.startswith("sqlite:"):
-        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:"))) as file:
-            file.execute(statement)
-            file.commit()
+        # In a thread: a service of this process may be in a transaction, which can't end while its loop waits.
+        await asyncio.to_thread(_execute_in_file, url.removeprefix("sqlite:"), statement)
         return
     connection = await asyncpg.connect(url)
     try:
@@ -407,3 +367,42 @@ async def test_a_reservation_that_another_replica_makes_while_its_group_is_loade
 
         assert [word(result) for result in results] == [expected]
         await check_promises(database, other)
+
+
+async def test_a_sweep_that_finds_nothing_due_leaves_the_end_of_the_journal_as_it_is(
+    database: Database, store: Store, clock: Clock
+) -> None:
+    """It only learns that nothing is due; a head that moved without a row would read as damage at the next start."""
+    await store.run_group([reserve("r1", 1), Commit("batcher", "batcher", "r1", None, False)])
+    clock.now_us += 61 * SECOND_US
+    async with database.reading() as tx:
+        before = await journal.read_head(tx)
+
+    assert await store.due_accounts(10) == ["alice"]
+    await store.run_group([Sweep("alice")])
+
+    assert await store.due_accounts(10) == []
+    async with database.reading() as tx:
+        assert await journal.read_head(tx) == before
+        await journal.check_tail(tx)
+
+
+async def test_lots_that_the_next_sweep_will_make_are_read_in_their_place(store: Store, clock: Clock) -> None:
+    """A grace that ends with an older lot is younger, and so is spent behind it, before the sweep and after it."""
+    brief = Store(store._database, Rules(welcome_bonus=0, grace_us=3 * SECOND_US))
+    await brief.run_group(
+        [
+            OpenAccount("boss", "alice"),
+            Grant("boss", "alice", "soon", 1, "", 2 * SECOND_US),
+            Grant("boss", "alice", "later", 1, "", 5 * SECOND_US),
+            reserve("r1", 1)._replace(hold_us=2 * SECOND_US),
+        ]
+    )
+    clock.now_us += 2 * SECOND_US
+
+    unswept = [(lot.grant_id, lot.lot_id > 0) for lot in await brief.lots("alice")]
+    await brief.run_group([Sweep("alice")])
+    swept = [lot.grant_id for lot in await brief.lots("alice")]
+
+    assert unswept == [("later", True), ("soon", False)]
+    assert swept == ["later", "soon"]

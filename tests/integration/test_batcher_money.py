@@ -7,8 +7,9 @@ import pytest
 
 from punchcard.wallet.v1 import wallet_pb2
 from services.batcher.admitter import Admitter, Listeners
+from services.batcher.amender import Amender
 from services.batcher.errors import InsufficientFunds, WalletRefused
-from services.batcher.job import Answer, Failure, Job, SettlementState, State
+from services.batcher.job import Answer, Failure, Job, Lane, SettlementState, State
 from services.batcher.planner import Planned
 from services.batcher.renewer import Renewer
 from services.batcher.settler import Settler
@@ -22,6 +23,7 @@ from tests.wallets import EVERY_SCOPE, wallet_at
 from tests.wallets import WalletClient as Wallet
 
 ANSWER = Answer("a cat", "stop", 10, 2)
+BROKEN = Failure("provider_error", "It broke.")
 
 
 class Bench(NamedTuple):
@@ -32,6 +34,7 @@ class Bench(NamedTuple):
     client: WalletClient
     admitter: Admitter
     settler: Settler
+    amender: Amender
 
     async def admitted(self, job_id: str, **fields) -> Job | Exception:
         """A job of alice's after admission."""
@@ -50,6 +53,21 @@ class Bench(NamedTuple):
         assert submission is not None
         await batches.adopt(submission, "batch_1", lease)
         return batch.batch_id
+
+    async def fallen_back(self, job_id: str) -> Job:
+        """An instant job whose only try has failed, so that it queues as a batch job; its hold was not lowered yet."""
+        job = await self.admitted(job_id, lane=Lane.INSTANT, price=5, fallback_price=1)
+        assert isinstance(job, Job)
+        limits = LIMITS._replace(attempts_max=1)
+        (change,) = await self.stores.jobs.lose(job.uid, 1, BROKEN, True, limits, HOUR_US)
+        assert (change.job.state, change.job.lane, change.job.attempt) == (State.QUEUED, Lane.BATCH, 2)
+        return change.job
+
+    async def answered(self, job: Job) -> None:
+        """A queued job's batch brings its answer."""
+        batch_id = await self.running(job)
+        result = Result(job.uid, job.attempt, ANSWER)
+        assert await self.stores.batches.apply(batch_id, [result], LIMITS, self.stores.lease)
 
     async def settled(self, job_id: str):
         """The job once the settler has done its step."""
@@ -72,7 +90,8 @@ async def bench(tmp_path) -> AsyncIterator[Bench]:
         client = WalletClient(f"127.0.0.1:{port}", token_file, 10)
         admitter = Admitter(stores.jobs, client, Listeners(lambda _: None, lambda: None), HOUR_US)
         admitter.start()
-        yield Bench(stores, wallet, client, admitter, Settler(stores.jobs, client))
+        amender = Amender(stores.jobs, client, lambda: None)
+        yield Bench(stores, wallet, client, admitter, Settler(stores.jobs, client), amender)
         await admitter.close()
         await client.close()
 
@@ -193,3 +212,81 @@ async def test_a_queued_job_whose_hold_is_gone_ends_and_a_running_one_goes_on(be
     assert (ended.job.state, ended.failure.code) == (State.FAILED, "hold_lost")
     assert other.job.state is State.RUNNING
     assert not await renewer.step(bench.stores.lease, queued.hold_expire_time_us)
+
+
+async def test_a_job_that_falls_back_holds_and_costs_what_a_batch_job_does(bench):
+    job = await bench.fallen_back("a")
+    before = await bench.wallet.balance("alice")
+    assert not await bench.amender.step(bench.stores.lease)
+    lowered = await bench.wallet.balance("alice")
+    await bench.answered(job)
+    view = await bench.settled("a")
+
+    assert (before, lowered) == ((10, 5), (10, 1))
+    assert (view.job.state, view.settlement.state, view.settlement.charged) == (
+        State.SUCCEEDED,
+        SettlementState.SETTLED,
+        1,
+    )
+    assert await bench.wallet.balance("alice") == (9, 0)
+
+
+async def test_a_job_that_is_answered_before_its_hold_was_lowered_costs_the_lower_price(bench):
+    """As after a crash between the fall back and its Amend: the settlement frees the rest, the Amend does nothing."""
+    await bench.answered(await bench.fallen_back("a"))
+    await bench.settled("a")
+    await bench.amender.step(bench.stores.lease)
+    view = await bench.settled("a")
+
+    assert (view.job.state, view.settlement.charged) == (State.SUCCEEDED, 1)
+    assert await bench.wallet.balance("alice") == (9, 0)
+    assert await bench.stores.jobs.pending_lowerings(10) == []
+
+
+@pytest.mark.parametrize("lost", ["before", "behind"])
+async def test_an_amend_whose_call_breaks_off_is_sent_again_until_the_wallet_has_answered(bench, monkeypatch, lost):
+    job = await bench.fallen_back("a")
+    settle_many = bench.client.settle_many
+
+    async def broken_off(commands):
+        if lost == "behind":
+            await settle_many(commands)
+        raise WalletUnavailable("UNAVAILABLE", "gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.client, "settle_many", broken_off)
+        with pytest.raises(WalletUnavailable):
+            await bench.amender.step(bench.stores.lease)
+    assert await bench.stores.jobs.pending_lowerings(10) == [(job.uid, 1)]
+    await bench.amender.step(bench.stores.lease)
+
+    assert await bench.stores.jobs.pending_lowerings(10) == []
+    assert await bench.wallet.balance("alice") == (10, 1)
+
+
+@pytest.mark.parametrize("order", ["amend, settle", "settle, amend"])
+async def test_a_cancel_while_a_job_falls_back_frees_everything(bench, order):
+    await bench.fallen_back("a")
+    view, _ = await bench.stores.jobs.cancel("alice", "a", "alice")
+    assert view.job.state is State.CANCELLED
+    for step in order.split(", "):
+        await (bench.amender if step == "amend" else bench.settler).step(bench.stores.lease)
+    view = await bench.settled("a")
+
+    assert (view.job.state, view.settlement.state) == (State.CANCELLED, SettlementState.SETTLED)
+    assert await bench.wallet.balance("alice") == (10, 0)
+    assert await bench.stores.jobs.pending_lowerings(10) == []
+
+
+async def test_a_job_that_falls_back_without_a_hold_ends_while_it_queues_and_goes_on_once_it_is_bought(bench):
+    queued, bought = await bench.fallen_back("a"), await bench.fallen_back("b")
+    batch_id = await bench.running(bought)
+    for job in (queued, bought):
+        await bench.end_hold(job)
+    await bench.amender.step(bench.stores.lease)
+    await bench.stores.batches.apply(batch_id, [Result(bought.uid, 2, ANSWER)], LIMITS, bench.stores.lease)
+    ended, answered = await bench.settled("a"), await bench.settled("b")
+
+    assert (ended.job.state, ended.failure.code) == (State.FAILED, "hold_lost")
+    assert (answered.job.state, answered.settlement.state) == (State.SUCCEEDED, SettlementState.REFUSED)
+    assert await bench.wallet.balance("alice") == (10, 0)

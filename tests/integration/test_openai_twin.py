@@ -1,116 +1,28 @@
 """The twin's answers are parsed by the real `openai` client, so that it cannot drift from the API."""
 
 import asyncio
-import base64
 import io
 import json
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import BaseTestServer, TestServer
-from openai import (
-    APIConnectionError,
-    AsyncOpenAI,
-    AuthenticationError,
-    BadRequestError,
-    NotFoundError,
-)
-from PIL import Image
+from openai import APIConnectionError, AsyncOpenAI, AuthenticationError, BadRequestError, NotFoundError
 
 from sandbox.openai_twin.batch_worker import Pace
-from sandbox.openai_twin.http_api import Twin
-
-SAMPLES = Path(__file__).parents[2] / "sandbox" / "samples"
-ENDPOINT: Final = "/v1/chat/completions"
-MODEL = "gpt-4.1-mini"
-KEY = "sk-twin"
-
-
-class Clock:
-    """Time that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Running:
-    """A twin that is served, and a client of it."""
-
-    def __init__(self, twin: Twin, server: BaseTestServer) -> None:
-        self.twin = twin
-        self.client = AsyncOpenAI(base_url=str(server.make_url("/v1")), api_key=KEY, max_retries=0)
-        self.url = str(server.make_url("/"))
-
-    async def submit(self, lines: Sequence[bytes], **more: Any) -> str:
-        """Uploads lines and makes them a batch; returns its id."""
-        file = await self.client.files.create(file=("in.jsonl", b"\n".join(lines)), purpose="batch")
-        batch = await self.client.batches.create(
-            input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", **more
-        )
-        assert batch.status == "validating"
-        return batch.id
-
-    async def lines_of(self, file_id: str | None) -> list[dict[str, Any]]:
-        """The lines of a result file, streamed."""
-        if file_id is None:
-            return []
-        content = b""
-        async with self.client.files.with_streaming_response.content(file_id) as response:
-            async for chunk in response.iter_bytes():
-                content += chunk
-        return [json.loads(line) for line in content.splitlines()]
-
-
-@asynccontextmanager
-async def serving(data: Path, **settings: Any) -> AsyncIterator[Running]:
-    twin = Twin(data, api_key=KEY, **settings)
-    async with TestServer(twin.app()) as server:
-        running = Running(twin, server)
-        yield running
-        await running.client.close()
+from tests.twins import ENDPOINT, KEY, MODEL, Clock, Gate, Running, books_of, chat, data_url, line, painted, serving
 
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
     async with serving(tmp_path) as served:
         yield served
-
-
-async def books_of(client: AsyncOpenAI) -> dict[str, Any]:
-    """What was bought of a twin."""
-    beside_v1 = client.with_options(base_url=str(client.base_url).removesuffix("v1/"))
-    return await beside_v1.get("/twin/books", cast_to=dict[str, Any])
-
-
-def data_url(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def painted(colour: str) -> str:
-    content = io.BytesIO()
-    Image.new("RGB", (12, 8), colour).save(content, "PNG")
-    return data_url(content.getvalue())
-
-
-def chat(url: str, prompt: str = "Describe this.", model: str = MODEL) -> dict[str, Any]:
-    parts = [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": url}}]
-    return {"model": model, "messages": [{"role": "user", "content": parts}]}
-
-
-def line(custom_id: str, url: str, **more: Any) -> bytes:
-    body = chat(url, **more)
-    return json.dumps({"custom_id": custom_id, "method": "POST", "url": ENDPOINT, "body": body}).encode()
 
 
 async def test_a_batch_answers_every_line_about_its_own_image(running: Running) -> None:
@@ -454,26 +366,6 @@ async def test_a_killed_twin_goes_on_with_its_batches(tmp_path: Path) -> None:
     custom_ids = [json.loads(each)["custom_id"] for each in output.splitlines()]
     assert sorted(custom_ids) == sorted([f"job-{number}" for number in range(20)] + ["slow"])
     assert [(each["metadata"], each["lines"]) for each in books["batches"]] == [({"intent": "i-1"}, 21)]
-
-
-class Gate:
-    """A web server of one image that answers when a test lets it."""
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.open = asyncio.Event()
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[str]:
-        app = web.Application()
-        app.router.add_get("/cat.webp", self._answer)
-        async with TestServer(app) as server:
-            yield str(server.make_url("/cat.webp"))
-
-    async def _answer(self, _: web.Request) -> web.StreamResponse:
-        self.asked.set()
-        await self.open.wait()
-        return web.FileResponse(SAMPLES / "cat.webp")
 
 
 @asynccontextmanager

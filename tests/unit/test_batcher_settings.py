@@ -83,3 +83,16 @@ def test_every_setting_is_described():
     example = render_example([BatcherSettings])
     assert "#BATCHER_S3_SECRET_KEY=\n" in example
     assert "PydanticUndefined" not in example
+
+
+def test_webhooks_are_off_unless_they_have_a_secret_of_the_providers_kind(capsys: pytest.CaptureFixture[str]):
+    """With another secret every webhook would be refused, and nobody would know why."""
+    assert BatcherSettings.load().webhook_address == "off"
+    for secret in ("", "plain", "whsec_", "whsec_not base64!"):
+        with pytest.raises(SystemExit):
+            BatcherSettings.load(webhook_address="127.0.0.1:8090", openai_webhook_secret=secret)
+        assert "openai_webhook_secret must be" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        BatcherSettings.load(webhook_address="nowhere")
+    settings = BatcherSettings.load(webhook_address="127.0.0.1:8090", openai_webhook_secret="whsec_c2VjcmV0")
+    assert "c2VjcmV0" not in repr(settings)

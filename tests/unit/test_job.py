@@ -119,6 +119,54 @@ def test_an_instant_job_tries_again_at_once():
     )
 
 
+def instant(**fields) -> Job:
+    return job(State.RUNNING, **{"lane": Lane.INSTANT, "batch_id": "", "price": 5, "fallback_price": 1, **fields})
+
+
+def test_an_instant_job_whose_tries_are_used_up_goes_on_as_a_batch_job_for_the_price_of_one():
+    change = jobs.lose(instant(attempt=3), 3, BROKEN, True, LIMITS, 7)
+
+    assert change is not None
+    after = change.job
+    assert (change.kind, change.ended, change.opened, change.lowered) == ("job.fell_back", "server_error", False, True)
+    assert (after.state, after.lane, after.price, after.attempt) == (State.QUEUED, Lane.BATCH, 1, 4)
+    assert (after.queue_time_us, change.settlement) == (7, None)
+
+
+def test_a_job_falls_back_only_where_it_may_and_only_for_what_is_not_its_fault():
+    first = jobs.lose(instant(), 1, BROKEN, True, LIMITS, 7)
+    forbidden = jobs.lose(instant(attempt=3, fallback_price=0), 3, BROKEN, True, LIMITS, 7)
+    own_fault = jobs.lose(instant(attempt=3), 3, BROKEN, False, LIMITS, 7)
+    late = jobs.lose(instant(attempt=3), 3, BROKEN, True, LIMITS, DEADLINE_US)
+    unwanted = jobs.lose(instant(attempt=3, cancel_requested=True), 3, BROKEN, True, LIMITS, 7)
+    ends = [forbidden, own_fault, late, unwanted]
+
+    assert first is not None
+    assert (first.job.state, first.job.lane, first.opened) == (State.RUNNING, Lane.INSTANT, True)
+    assert [change and change.job.state for change in ends] == [
+        State.FAILED, State.FAILED, State.EXPIRED, State.CANCELLED,
+    ]  # fmt: skip
+
+
+def test_a_hold_that_is_not_too_large_is_not_lowered():
+    change = jobs.lose(instant(attempt=3, fallback_price=5), 3, BROKEN, True, LIMITS, 7)
+
+    assert change is not None
+    assert (change.job.lane, change.lowered) == (Lane.BATCH, False)
+
+
+def test_a_job_that_fell_back_takes_no_answer_of_its_instant_tries_and_is_charged_for_the_batch():
+    fallen = jobs.lose(instant(attempt=2), 2, BROKEN, True, LIMITS._replace(attempts_max=2), 7)
+    assert fallen is not None
+    batched = jobs.plan(fallen.job, "b2", 8)
+    assert batched is not None
+    answered = jobs.succeed(batched.job, 3, ANSWER, LIMITS, 9)
+
+    assert jobs.succeed(batched.job, 2, ANSWER, LIMITS, 9) is None
+    assert answered is not None
+    assert answered.settlement == Settlement(Action.COMMIT, 1, SettlementState.PENDING)
+
+
 def test_a_cancel_ends_a_job_that_nobody_has_and_is_a_wish_after_that():
     waiting = [jobs.cancel(job(state), False, 7) for state in (State.ADMITTING, State.QUEUED, State.BATCHED)]
     bought = [jobs.cancel(job(State.BATCHED), True, 7), jobs.cancel(job(State.RUNNING), False, 7)]
@@ -200,16 +248,18 @@ def happen(name, current, owed, attempt, frozen, now_us):
 
 
 @settings(max_examples=500)
-@given(st.sampled_from(Lane), events())
-def test_no_sequence_of_events_charges_twice_or_reopens_a_job(lane, sequence):
-    """Whatever comes in whatever order: one settlement at most, final states stay, attempts only grow."""
-    now_us, current, owed = 0, job(lane=lane, price=5), None
+@given(st.sampled_from(Lane), st.sampled_from([0, 1]), events())
+def test_no_sequence_of_events_charges_twice_or_reopens_a_job(lane, fallback_price, sequence):
+    """Whatever comes in whatever order: one settlement, final states stay, attempts grow, the price does not."""
+    now_us, current, owed = 0, job(lane=lane, price=5, fallback_price=fallback_price), None
     for name, attempt, frozen, passed_us in sequence:
         now_us += passed_us
         change = happen(name, current, owed, attempt, frozen, now_us)
         if change is None:
             continue
         assert change.before == current
+        assert change.lowered == (change.job.price < current.price) == (change.kind == "job.fell_back")
+        assert change.job.price in {current.price, fallback_price}
         if jobs.is_final(current):
             assert change.kind in {"job.settled", "job.uncollected"}
             assert change.job.state is current.state

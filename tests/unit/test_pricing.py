@@ -3,7 +3,7 @@
 import pytest
 
 from services.batcher.job import Lane
-from services.batcher.pricing import DEFAULT_PRICES, Quote, quote, read_prices
+from services.batcher.pricing import DEFAULT_PRICES, Quote, fallback_price, quote, read_prices
 
 
 def test_by_default_a_batch_job_costs_1_and_an_instant_one_5():
@@ -22,6 +22,24 @@ def test_the_list_that_came_into_effect_last_counts():
     assert quote(lists, Lane.BATCH, "m", 99) == Quote(1, "1")
     assert quote(lists, Lane.BATCH, "m", 100) == Quote(2, "2")
     assert quote(lists, Lane.BATCH, "big", 100) == Quote(3, "2")
+
+
+def test_a_fall_back_costs_what_the_batch_lane_costs_in_the_same_list_and_never_more_than_was_held():
+    lists = read_prices(
+        [
+            {"version": "1", "lanes": {"INSTANT": 5}},
+            {
+                "version": "2",
+                "lanes": {"BATCH": 2, "INSTANT": 5},
+                "models": {"big": {"BATCH": 9}, "small": {"BATCH": 1}},
+            },
+        ]
+    )
+
+    assert fallback_price(lists, Quote(5, "2"), "m") == 2
+    assert fallback_price(lists, Quote(5, "2"), "small") == 1
+    assert fallback_price(lists, Quote(5, "2"), "big") == 5
+    assert fallback_price(lists, Quote(5, "1"), "m") == 0
 
 
 def test_a_lane_without_a_price_is_refused():

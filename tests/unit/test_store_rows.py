@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.chassis import journal
-from services.wallet.journal_entry import Entry
+from services.wallet.holdings import Entry
 from services.wallet.store_rows import encode, entry_of, journal_entry
 
 NUMBERS = st.integers(-(10**18), 10**18)

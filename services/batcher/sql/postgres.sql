@@ -13,7 +13,7 @@ WHERE (account_id, image_id) IN (SELECT value ->> 0, value ->> 1 FROM jsonb_arra
 -- name: jobs_by_key(keys)
 SELECT uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us,
     hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state,
-    attempt, batch_id, cancel_requested, last_revision, request
+    attempt, batch_id, cancel_requested, last_revision, fallback_price, request
 FROM jobs
 WHERE NOT superseded AND (account_id, job_id) IN (SELECT value ->> 0, value ->> 1 FROM
     jsonb_array_elements(:keys::jsonb))
@@ -22,7 +22,7 @@ ORDER BY uid FOR UPDATE;
 -- name: jobs_lock(uids)
 SELECT uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us,
     hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state,
-    attempt, batch_id, cancel_requested, last_revision
+    attempt, batch_id, cancel_requested, last_revision, fallback_price
 FROM jobs
 WHERE uid IN (SELECT jsonb_array_elements_text(:uids::jsonb))
 ORDER BY uid FOR UPDATE;
@@ -30,7 +30,7 @@ ORDER BY uid FOR UPDATE;
 -- name: jobs_read(uids)
 SELECT uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us,
     hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state,
-    attempt, batch_id, cancel_requested, last_revision
+    attempt, batch_id, cancel_requested, last_revision, fallback_price
 FROM jobs
 WHERE uid IN (SELECT jsonb_array_elements_text(:uids::jsonb))
 ORDER BY uid;
@@ -38,28 +38,29 @@ ORDER BY uid;
 -- name: jobs_supersede(uid)!
 UPDATE jobs SET superseded = TRUE WHERE uid = :uid AND state = 'REJECTED';
 
--- name: jobs_insert(uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us, hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state, attempt, batch_id, cancel_requested, last_revision, detail, max_output_tokens, request, prompt_tokens)!
+-- name: jobs_insert(uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us, hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state, attempt, batch_id, cancel_requested, last_revision, fallback_price, detail, max_output_tokens, request, prompt_tokens)!
 INSERT INTO jobs (
     uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us,
     hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state,
-    attempt, batch_id, cancel_requested, last_revision, detail, max_output_tokens, request, prompt_tokens
+    attempt, batch_id, cancel_requested, last_revision, fallback_price, detail, max_output_tokens, request,
+    prompt_tokens
 )
 VALUES (
     :uid, :account_id, :job_id, :payer_account_id, :lane, :model, :price, :price_version, :line_bytes, :deadline_us,
     :hold_duration_us, :create_time_us, :update_time_us, :queue_time_us, :not_before_us, :hold_expire_time_us,
-    :state, :attempt, :batch_id, :cancel_requested, :last_revision, :detail, :max_output_tokens, :request,
-    :prompt_tokens
+    :state, :attempt, :batch_id, :cancel_requested, :last_revision, :fallback_price, :detail, :max_output_tokens,
+    :request, :prompt_tokens
 );
 
 -- name: jobs_update(rows)!
 UPDATE jobs SET
     state = r.state, attempt = r.attempt, batch_id = r.batch_id, cancel_requested = r.cancel_requested,
     update_time_us = r.update_time_us, queue_time_us = r.queue_time_us, not_before_us = r.not_before_us,
-    hold_expire_time_us = r.hold_expire_time_us, last_revision = r.last_revision
+    hold_expire_time_us = r.hold_expire_time_us, last_revision = r.last_revision, lane = r.lane, price = r.price
 FROM jsonb_to_recordset(:rows::jsonb) AS r (
     uid text, was_state text, was_attempt integer, state text, attempt integer, batch_id text,
     cancel_requested boolean, update_time_us bigint, queue_time_us bigint, not_before_us bigint,
-    hold_expire_time_us bigint, last_revision bigint
+    hold_expire_time_us bigint, last_revision bigint, lane text, price bigint
 )
 WHERE jobs.uid = r.uid AND jobs.state = r.was_state AND jobs.attempt = r.was_attempt;
 
@@ -68,7 +69,7 @@ UPDATE jobs SET
     state = r.state, cancel_requested = r.cancel_requested, update_time_us = r.update_time_us,
     last_revision = r.last_revision, answer = r.answer, finish_reason = r.finish_reason,
     input_tokens = r.input_tokens, output_tokens = r.output_tokens,
-    failure_code = r.failure_code, failure_message = r.failure_message
+    failure_code = r.failure_code, failure_message = r.failure_message, end_time_us = r.update_time_us
 FROM jsonb_to_recordset(:rows::jsonb) AS r (
     uid text, was_state text, was_attempt integer, state text, cancel_requested boolean, update_time_us bigint,
     last_revision bigint, answer text, finish_reason text, input_tokens bigint, output_tokens bigint,
@@ -94,7 +95,7 @@ WHERE jobs.uid = r.uid AND jobs.hold_expire_time_us < r.hold_expire_time_us;
 SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane, jobs.model, jobs.price,
     jobs.price_version, jobs.line_bytes, jobs.deadline_us, jobs.hold_duration_us, jobs.create_time_us,
     jobs.update_time_us, jobs.queue_time_us, jobs.not_before_us, jobs.hold_expire_time_us, jobs.state, jobs.attempt,
-    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.detail, jobs.max_output_tokens, jobs.request,
+    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.fallback_price, jobs.detail, jobs.max_output_tokens, jobs.request,
     jobs.answer, jobs.finish_reason, jobs.input_tokens, jobs.output_tokens, jobs.failure_code, jobs.failure_message,
     settlements.action, settlements.amount, settlements.state AS settlement_state
 FROM jobs LEFT JOIN settlements ON settlements.uid = jobs.uid
@@ -104,7 +105,7 @@ WHERE jobs.account_id = :account_id AND jobs.job_id = :job_id AND NOT jobs.super
 SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane, jobs.model, jobs.price,
     jobs.price_version, jobs.line_bytes, jobs.deadline_us, jobs.hold_duration_us, jobs.create_time_us,
     jobs.update_time_us, jobs.queue_time_us, jobs.not_before_us, jobs.hold_expire_time_us, jobs.state, jobs.attempt,
-    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.detail, jobs.max_output_tokens, jobs.request,
+    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.fallback_price, jobs.detail, jobs.max_output_tokens, jobs.request,
     jobs.answer, jobs.finish_reason, jobs.input_tokens, jobs.output_tokens, jobs.failure_code, jobs.failure_message,
     settlements.action, settlements.amount, settlements.state AS settlement_state
 FROM jobs LEFT JOIN settlements ON settlements.uid = jobs.uid
@@ -114,13 +115,34 @@ WHERE jobs.uid = :uid;
 SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane, jobs.model, jobs.price,
     jobs.price_version, jobs.line_bytes, jobs.deadline_us, jobs.hold_duration_us, jobs.create_time_us,
     jobs.update_time_us, jobs.queue_time_us, jobs.not_before_us, jobs.hold_expire_time_us, jobs.state, jobs.attempt,
-    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.detail, jobs.max_output_tokens, jobs.request,
+    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.fallback_price, jobs.detail, jobs.max_output_tokens, jobs.request,
     jobs.answer, jobs.finish_reason, jobs.input_tokens, jobs.output_tokens, jobs.failure_code, jobs.failure_message,
     settlements.action, settlements.amount, settlements.state AS settlement_state
 FROM jobs LEFT JOIN settlements ON settlements.uid = jobs.uid
 WHERE jobs.account_id = :account_id AND NOT jobs.superseded
     AND (:state::text = '' OR jobs.state = :state::text) AND (:before_uid::text = '' OR jobs.uid < :before_uid::text)
 ORDER BY jobs.uid DESC LIMIT :count::bigint;
+
+-- name: jobs_dead(account_id, failure_code, since_us, before_us, before_uid, count)
+SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane, jobs.model, jobs.price,
+    jobs.price_version, jobs.line_bytes, jobs.deadline_us, jobs.hold_duration_us, jobs.create_time_us,
+    jobs.update_time_us, jobs.queue_time_us, jobs.not_before_us, jobs.hold_expire_time_us, jobs.state, jobs.attempt,
+    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.fallback_price, jobs.detail,
+    jobs.max_output_tokens, jobs.request, jobs.answer, jobs.finish_reason, jobs.input_tokens, jobs.output_tokens,
+    jobs.failure_code, jobs.failure_message, settlements.action, settlements.amount,
+    settlements.state AS settlement_state, jobs.end_time_us
+FROM jobs LEFT JOIN settlements ON settlements.uid = jobs.uid
+WHERE jobs.state IN ('FAILED', 'EXPIRED') AND jobs.end_time_us >= :since_us
+    AND (jobs.end_time_us, jobs.uid) < (:before_us::bigint, :before_uid::text)
+    AND (:account_id::text = '' OR jobs.account_id = :account_id::text)
+    AND (:failure_code::text = '' OR jobs.failure_code = :failure_code::text)
+ORDER BY jobs.end_time_us DESC, jobs.uid DESC LIMIT :count::bigint;
+
+-- name: attempts_last(uids, count)
+SELECT a.uid, a.attempt, a.batch_id, a.start_time_us, a.end_time_us, a.outcome
+FROM attempts a JOIN jobs j ON j.uid = a.uid
+WHERE a.uid IN (SELECT jsonb_array_elements_text(:uids::jsonb)) AND a.attempt > j.attempt - :count::integer
+ORDER BY a.uid, a.attempt;
 
 -- name: jobs_admitting(before_us, count)
 SELECT uid FROM jobs
@@ -181,6 +203,17 @@ SELECT uid, action, amount, state FROM settlements WHERE uid IN (SELECT jsonb_ar
 UPDATE settlements SET state = :state, update_time_us = :update_time_us, refusal = :refusal
 WHERE uid = :uid AND state = 'PENDING';
 
+-- name: lowerings_insert(uid, amount, create_time_us)!
+INSERT INTO lowerings (uid, amount, state, create_time_us, update_time_us, refusal)
+VALUES (:uid, :amount, 'PENDING', :create_time_us, :create_time_us, '');
+
+-- name: lowerings_pending(count)
+SELECT uid, amount FROM lowerings WHERE state = 'PENDING' ORDER BY uid LIMIT :count::bigint;
+
+-- name: lowerings_update(uid, state, update_time_us, refusal)!
+UPDATE lowerings SET state = :state, update_time_us = :update_time_us, refusal = :refusal
+WHERE uid = :uid AND state = 'PENDING';
+
 -- name: batches_insert(batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id, provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision, tokens, failures, failing_since_us)!
 INSERT INTO batches (
     batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id,
@@ -236,7 +269,7 @@ WHERE state <> 'CLOSED' AND state = 'RUNNING' AND NOT cancel_sent AND NOT EXISTS
 SELECT jobs.uid, jobs.account_id, jobs.job_id, jobs.payer_account_id, jobs.lane, jobs.model, jobs.price,
     jobs.price_version, jobs.line_bytes, jobs.deadline_us, jobs.hold_duration_us, jobs.create_time_us,
     jobs.update_time_us, jobs.queue_time_us, jobs.not_before_us, jobs.hold_expire_time_us, jobs.state, jobs.attempt,
-    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.detail, jobs.max_output_tokens, jobs.request
+    jobs.batch_id, jobs.cancel_requested, jobs.last_revision, jobs.fallback_price, jobs.detail, jobs.max_output_tokens, jobs.request
 FROM attempts JOIN jobs ON jobs.uid = attempts.uid
 WHERE attempts.batch_id = :batch_id AND attempts.outcome = '' AND attempts.uid > :after_uid
 ORDER BY attempts.uid LIMIT :count::bigint;

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import asyncpg
 
-from services.chassis.errors import StoreUnavailable
+from services.chassis.errors import StoreDamaged, StoreUnavailable
 from services.chassis.sql.transaction import Conflict, Database, Row, Rows, Statement, Transaction
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ _RETRIABLE: Final = {"40001", "40P01", "23505", "55P03"}
 # Classes: connection exception, insufficient resources, operator intervention (shutdown, cancel), system error.
 _LOST: Final = {"08", "53", "57", "58"}
 _DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+# Data corrupted, index corrupted.
+_DAMAGED: Final = {"XX001", "XX002"}
 # Of statement timeouts: how long the server keeps a transaction whose client says nothing.
 _IDLE_TIMEOUTS_MAX: Final = 2
 
@@ -147,6 +149,9 @@ class PostgresDatabase(Database):
         """None: a damaged page is told by the statement that reads it."""
         return None
 
+    async def check(self) -> None:
+        """Nothing: the server looks after its own files."""
+
     async def close(self) -> None:
         """Waits for the connections that are in use, then closes all."""
         await self._pool.close()
@@ -185,6 +190,8 @@ def _translated(error: Exception, closed: bool) -> Exception:
         state = str(error.sqlstate)
         if state in _RETRIABLE:
             return Conflict(str(error))
+        if state in _DAMAGED:
+            return StoreDamaged(str(error))
         return StoreUnavailable(str(error)) if state[:2] in _LOST else error
     # An InterfaceError on an open connection is our own mistake, a wrong argument, and no lost database.
     if closed or isinstance(error, OSError | asyncpg.InternalClientError):

@@ -16,7 +16,8 @@ from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import aiosqlite
 
-from services.chassis.errors import StoreUnavailable
+from services.chassis.errors import StoreDamaged, StoreUnavailable
+from services.chassis.sql.sqlite_errors import DRIVER_ERRORS, check_length, check_schema, check_writable, translated
 from services.chassis.sql.transaction import Conflict, Database, Row, Rows, Statement, Transaction
 
 _PRAGMAS: Final = (
@@ -33,16 +34,6 @@ _PRAGMAS: Final = (
 _WRITER_CACHE_KIB: Final = 65_536
 _READER_CACHE_KIB: Final = 8_192
 _CACHED_STATEMENTS: Final = 512
-_RETRIABLE: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-_LOST: Final = {
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_PROTOCOL,
-    sqlite3.SQLITE_NOMEM,
-}
-
 _AnyConnection: TypeAlias = "_Connection | _InlineConnection"
 Batches = Sequence[tuple[str, Sequence[Sequence[Any]]]]
 T = TypeVar("T")
@@ -55,11 +46,11 @@ class _Connection(aiosqlite.Connection):
             raise StoreUnavailable("the database is closed")
         try:
             result: T = await self._execute(function, self._connection)  # type: ignore[no-untyped-call]
-        except sqlite3.Error as error:
-            translated = _translated(error)
-            if translated is error:
+        except DRIVER_ERRORS as error:
+            known = translated(error)
+            if known is error:
                 raise
-            raise translated from error
+            raise known from error
         return result
 
     async def undo(self) -> None:
@@ -82,11 +73,11 @@ class _InlineConnection:
         """Runs a function at once."""
         try:
             return function(self._connection)
-        except sqlite3.Error as error:
-            translated = _translated(error)
-            if translated is error:
+        except DRIVER_ERRORS as error:
+            known = translated(error)
+            if known is error:
                 raise
-            raise translated from error
+            raise known from error
 
     async def undo(self) -> None:
         """Rolls back what is open."""
@@ -95,13 +86,6 @@ class _InlineConnection:
     async def end(self) -> None:
         """Closes."""
         self._connection.close()
-
-
-def _translated(error: sqlite3.Error) -> Exception:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in _RETRIABLE:
-        return Conflict(str(error))
-    return StoreUnavailable(str(error)) if code in _LOST else error
 
 
 class _SqliteTransaction(Transaction):
@@ -192,9 +176,9 @@ def _end(connection: sqlite3.Connection) -> None:
     except sqlite3.IntegrityError:
         raise
     except sqlite3.Error as error:
-        translated = _translated(error)
-        if translated is not error:
-            raise translated from error
+        known = translated(error)
+        if known is not error:
+            raise known from error
         raise StoreUnavailable(f"the outcome of the transaction is unknown: {error}") from error
 
 
@@ -209,7 +193,9 @@ class SqliteDatabase(Database):
         connections: Sequence[_AnyConnection],
         timeout_seconds: float,
         clock_us: Callable[[], int],
+        path: Path,
     ) -> None:
+        self._path = path
         self._statements = statements
         self._connections = connections
         self._timeout_seconds = timeout_seconds
@@ -230,12 +216,12 @@ class SqliteDatabase(Database):
         clock_us: Callable[[], int],
         writes_only: bool = False,
     ) -> Self:
-        """Opens a file that a migration has made; raises StoreUnavailable when there is none."""
+        """Opens a file that a migration has made; raises StoreUnavailable when there is none, and StoreDamaged."""
         connections: list[_Connection] = []
         try:
             if writes_only:
                 inline = _InlineConnection(_opened(path, timeout_seconds, read_only=False))
-                return cls(statements, [inline], timeout_seconds, clock_us)
+                return cls(statements, [inline], timeout_seconds, clock_us, path)
             for number in range(1 + pool_size):
                 connection = _Connection(partial(_opened, path, timeout_seconds, number > 0), iter_chunk_size=64)
                 connections.append(connection)
@@ -243,10 +229,12 @@ class SqliteDatabase(Database):
         except BaseException as error:
             for connection in connections:
                 await connection.end()
-            if isinstance(error, sqlite3.Error):
-                raise StoreUnavailable(f"cannot open {path}: {error}") from error
+            if isinstance(error, DRIVER_ERRORS):
+                # What is neither in use nor out of reach is a file whose content is not to be understood.
+                lost = isinstance(translated(error), StoreUnavailable)
+                raise (StoreUnavailable if lost else StoreDamaged)(f"cannot open {path}: {error}") from error
             raise
-        return cls(statements, connections, timeout_seconds, clock_us)
+        return cls(statements, connections, timeout_seconds, clock_us, path)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -278,6 +266,20 @@ class SqliteDatabase(Database):
         finally:
             self._returned(self._readers, connection)
         return None if found[0][0] == "ok" else str(found[0][0])
+
+    async def check(self) -> None:
+        """The file can be written and is as long as it says, and every statement finds its tables and columns."""
+        writer = await self._taken(self._writer)
+        try:
+            await writer.call(partial(check_writable, self._path))
+        finally:
+            self._returned(self._writer, writer)
+        connection = await self._taken(self._readers)
+        try:
+            await connection.call(partial(check_length, self._path))
+            await connection.call(partial(check_schema, list(self._statements.values())))
+        finally:
+            self._returned(self._readers, connection)
 
     async def close(self) -> None:
         """Waits for the connections that are in use, then closes all."""

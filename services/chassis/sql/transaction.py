@@ -139,8 +139,8 @@ class Database(ABC):
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Reads and writes; durable when the block has ended without an exception.
 
-        Raises Conflict (run it again), StoreUnavailable (lost, or the outcome of its end is unknown), or the driver's
-        own error for a broken constraint or wrong SQL.
+        Raises Conflict (run it again), StoreUnavailable (lost, or the outcome of its end is unknown), StoreDamaged (no
+        use), or the driver's own error for a broken constraint or wrong SQL.
         """
 
     @abstractmethod
@@ -153,6 +153,10 @@ class Database(ABC):
 
         PostgreSQL has no such check that an ordinary role may ask for: its page checksums speak up when a page is read.
         """
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Raises StoreDamaged where the database can be seen to be damaged at a glance, whatever its size."""
 
     @abstractmethod
     async def close(self) -> None:

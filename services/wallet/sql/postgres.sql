@@ -47,7 +47,9 @@ JOIN account_changes c ON c.created_by = k.value ->> 0 AND c.change_id = k.value
 SELECT * FROM lots WHERE remaining > 0 AND account_id IN (SELECT jsonb_array_elements_text(:account_ids::jsonb))
 UNION SELECT * FROM lots WHERE lot_id IN (SELECT jsonb_array_elements_text(:lot_ids::jsonb)::bigint)
 UNION SELECT l.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
-JOIN lots l ON l.created_by = k.value ->> 0 AND l.grant_id = k.value ->> 1;
+JOIN lots l ON l.created_by = k.value ->> 0 AND l.grant_id = k.value ->> 1
+-- In one order everywhere: an entry lists the lots that it touches, and its hash must be the same on every database.
+ORDER BY lot_id;
 
 -- name: load_issued()
 -- What was ever granted; it stands still while the head of the journal is locked.

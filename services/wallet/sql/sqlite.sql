@@ -44,7 +44,9 @@ CROSS JOIN account_changes c ON c.created_by = k.value ->> 0 AND c.change_id = k
 SELECT * FROM lots WHERE remaining > 0 AND account_id IN (SELECT value FROM json_each(:account_ids))
 UNION SELECT * FROM lots WHERE lot_id IN (SELECT value FROM json_each(:lot_ids))
 UNION SELECT l.* FROM json_each(:keys) k
-CROSS JOIN lots l ON l.created_by = k.value ->> 0 AND l.grant_id = k.value ->> 1;
+CROSS JOIN lots l ON l.created_by = k.value ->> 0 AND l.grant_id = k.value ->> 1
+-- In one order everywhere: an entry lists the lots that it touches, and its hash must be the same on every database.
+ORDER BY lot_id;
 
 -- name: load_issued()
 -- What was ever granted; it stands still while the head of the journal is locked.

@@ -252,6 +252,9 @@ class Job(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ASKED_LANE_FIELD_NUMBER: _builtins.int
+    ALLOW_BATCH_FALLBACK_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The caller's key, unique for the account."""
     uid: _builtins.str
@@ -263,7 +266,7 @@ class Job(_message.Message):
     state: Global___JobState.ValueType
     """Where it stands."""
     lane: Global___Lane.ValueType
-    """How fast it is done."""
+    """How fast it is done, as things are."""
     attempt: _builtins.int
     """Which try this is, from 1."""
     prompt: _builtins.str
@@ -275,7 +278,7 @@ class Job(_message.Message):
     max_output_tokens: _builtins.int
     """The largest answer, in provider tokens."""
     price: _builtins.int
-    """The price pinned at admission, in tokens' smallest unit."""
+    """The price pinned at admission, in tokens' smallest unit; that of the batch lane once the job has fallen back."""
     price_version: _builtins.str
     """The version of the price list that it comes from."""
     batch_id: _builtins.str
@@ -286,6 +289,12 @@ class Job(_message.Message):
     """Why an unfinished job is not further, as a sentence: "next cycle at 12:05:00Z"."""
     revision: _builtins.int
     """The journal revision that last touched it."""
+    asked_lane: Global___Lane.ValueType
+    """The lane that was asked for; lane is another one once the job has fallen back."""
+    allow_batch_fallback: _builtins.bool
+    """Whether an instant job goes on as a batch job when the provider does not answer it."""
+    retry_of: _builtins.str
+    """The job_id of the dead job of the same account that this one retries, if it does."""
     @_builtins.property
     def settlement(self) -> Global___Settlement:
         """What became of its tokens."""
@@ -346,10 +355,13 @@ class Job(_message.Message):
         failure: Global___Failure | None = ...,
         waiting_for: _builtins.str = ...,
         revision: _builtins.int = ...,
+        asked_lane: Global___Lane.ValueType = ...,
+        allow_batch_fallback: _builtins.bool = ...,
+        retry_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "create_time", b"create_time", "deadline", b"deadline", "failure", b"failure", "settlement", b"settlement", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer", b"answer", "attempt", b"attempt", "batch_id", b"batch_id", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline", b"deadline", "detail", b"detail", "failure", b"failure", "image_ids", b"image_ids", "job_id", b"job_id", "labels", b"labels", "lane", b"lane", "max_output_tokens", b"max_output_tokens", "model", b"model", "payer_account_id", b"payer_account_id", "price", b"price", "price_version", b"price_version", "prompt", b"prompt", "revision", b"revision", "settlement", b"settlement", "state", b"state", "uid", b"uid", "update_time", b"update_time", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "allow_batch_fallback", b"allow_batch_fallback", "answer", b"answer", "asked_lane", b"asked_lane", "attempt", b"attempt", "batch_id", b"batch_id", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline", b"deadline", "detail", b"detail", "failure", b"failure", "image_ids", b"image_ids", "job_id", b"job_id", "labels", b"labels", "lane", b"lane", "max_output_tokens", b"max_output_tokens", "model", b"model", "payer_account_id", b"payer_account_id", "price", b"price", "price_version", b"price_version", "prompt", b"prompt", "retry_of", b"retry_of", "revision", b"revision", "settlement", b"settlement", "state", b"state", "uid", b"uid", "update_time", b"update_time", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -682,6 +694,7 @@ class SubmitJobRequest(_message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    ALLOW_BATCH_FALLBACK_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose job it is."""
     job_id: _builtins.str
@@ -698,6 +711,10 @@ class SubmitJobRequest(_message.Message):
     """How closely to look."""
     max_output_tokens: _builtins.int
     """The largest answer in provider tokens, 1 to 32,768; absent means the server's default."""
+    allow_batch_fallback: _builtins.bool
+    """Only with LANE_INSTANT: go on as a batch job, for its price, when the provider does not answer at once for reasons that
+    are not the job's fault.
+    """
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageSource]:
         """The images to ask about: one."""
@@ -724,10 +741,11 @@ class SubmitJobRequest(_message.Message):
         max_output_tokens: _builtins.int | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
+        allow_batch_fallback: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "deadline", b"deadline", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "account_id", b"account_id", "deadline", b"deadline", "detail", b"detail", "images", b"images", "job_id", b"job_id", "labels", b"labels", "lane", b"lane", "max_output_tokens", b"max_output_tokens", "model", b"model", "payer_account_id", b"payer_account_id", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "account_id", b"account_id", "allow_batch_fallback", b"allow_batch_fallback", "deadline", b"deadline", "detail", b"detail", "images", b"images", "job_id", b"job_id", "labels", b"labels", "lane", b"lane", "max_output_tokens", b"max_output_tokens", "model", b"model", "payer_account_id", b"payer_account_id", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
@@ -1014,6 +1032,216 @@ class CancelJobResponse(_message.Message):
 Global___CancelJobResponse: _TypeAlias = CancelJobResponse  # noqa: Y015
 
 @_typing.final
+class ListDeadJobsRequest(_message.Message):
+    """Asks for a page of dead jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    FAILURE_CODE_FIELD_NUMBER: _builtins.int
+    END_TIME_FROM_FIELD_NUMBER: _builtins.int
+    END_TIME_BEFORE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Only those of this account; empty means all."""
+    failure_code: _builtins.str
+    """Only those with this failure.code; empty means all."""
+    page_size: _builtins.int
+    """How many at most; 0 means 100, more than 500 is lowered to 500."""
+    page_token: _builtins.str
+    """Where to go on: the next_page_token of the page before, with the same filters, or empty."""
+    @_builtins.property
+    def end_time_from(self) -> _timestamp_pb2.Timestamp:
+        """Only those that ended then or later; absent means all."""
+
+    @_builtins.property
+    def end_time_before(self) -> _timestamp_pb2.Timestamp:
+        """Only those that ended before; absent means all."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        failure_code: _builtins.str = ...,
+        end_time_from: _timestamp_pb2.Timestamp | None = ...,
+        end_time_before: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time_before", b"end_time_before", "end_time_from", b"end_time_from"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "end_time_before", b"end_time_before", "end_time_from", b"end_time_from", "failure_code", b"failure_code", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadJobsRequest: _TypeAlias = ListDeadJobsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeadJobsResponse(_message.Message):
+    """A page of dead jobs, those that ended last first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Ask with this for the next page; empty when there is none."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadJob]:
+        """The jobs."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[Global___DeadJob] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadJobsResponse: _TypeAlias = ListDeadJobsResponse  # noqa: Y015
+
+@_typing.final
+class DeadJob(_message.Message):
+    """A job that FAILED or EXPIRED."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job, without prompt and labels; failure says why it died."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """Its last attempts, oldest first, up to 10."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        attempts: _abc.Iterable[Global___Attempt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "end_time", b"end_time", "job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadJob: _TypeAlias = DeadJob  # noqa: Y015
+
+@_typing.final
+class Attempt(_message.Message):
+    """One try of a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """Its number, from 1."""
+    batch_id: _builtins.str
+    """Our batch that it was in; empty for an instant try."""
+    outcome: _builtins.str
+    """What became of it, as a word for programs: a failure's code, cancelled, ..."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended; absent while it has not."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        batch_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        outcome: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batch_id", b"batch_id", "end_time", b"end_time", "outcome", b"outcome", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
+
+@_typing.final
+class RetryJobRequest(_message.Message):
+    """Asks to retry a dead job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    NEW_JOB_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose job it is."""
+    job_id: _builtins.str
+    """The key of the dead job."""
+    new_job_id: _builtins.str
+    """The key of the new one, chosen by the caller."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        new_job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "job_id", b"job_id", "new_job_id", b"new_job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryJobRequest: _TypeAlias = RetryJobRequest  # noqa: Y015
+
+@_typing.final
+class RetryJobResponse(_message.Message):
+    """The new job as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """Whether it had been submitted before."""
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryJobResponse: _TypeAlias = RetryJobResponse  # noqa: Y015
+
+@_typing.final
 class WatchJobRequest(_message.Message):
     """Asks to follow a job."""
 
@@ -1109,6 +1337,8 @@ class JobChange(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    LANE_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     state: Global___JobState.ValueType
     """The state after the change."""
     attempt: _builtins.int
@@ -1117,6 +1347,10 @@ class JobChange(_message.Message):
     """Our batch that it is in, if any."""
     cancel_requested: _builtins.bool
     """Whether a cancel was asked for."""
+    lane: Global___Lane.ValueType
+    """The lane from now on, when the change is a fall back to another; else unspecified."""
+    price: _builtins.int
+    """The price from now on, when lane is set."""
     @_builtins.property
     def settlement(self) -> Global___Settlement:
         """What became of its tokens, once the job has ended."""
@@ -1144,10 +1378,12 @@ class JobChange(_message.Message):
         time: _timestamp_pb2.Timestamp | None = ...,
         answer: Global___Answer | None = ...,
         failure: Global___Failure | None = ...,
+        lane: Global___Lane.ValueType = ...,
+        price: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "failure", b"failure", "settlement", b"settlement", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "attempt", b"attempt", "batch_id", b"batch_id", "cancel_requested", b"cancel_requested", "failure", b"failure", "settlement", b"settlement", "state", b"state", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "attempt", b"attempt", "batch_id", b"batch_id", "cancel_requested", b"cancel_requested", "failure", b"failure", "lane", b"lane", "price", b"price", "settlement", b"settlement", "state", b"state", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

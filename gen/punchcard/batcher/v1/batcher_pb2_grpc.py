@@ -78,6 +78,16 @@ class BatcherServiceStub:
                 request_serializer=punchcard_dot_batcher_dot_v1_dot_batcher__pb2.WatchJobRequest.SerializeToString,
                 response_deserializer=punchcard_dot_batcher_dot_v1_dot_batcher__pb2.WatchJobResponse.FromString,
                 _registered_method=True)
+        self.ListDeadJobs = channel.unary_unary(
+                '/punchcard.batcher.v1.BatcherService/ListDeadJobs',
+                request_serializer=punchcard_dot_batcher_dot_v1_dot_batcher__pb2.ListDeadJobsRequest.SerializeToString,
+                response_deserializer=punchcard_dot_batcher_dot_v1_dot_batcher__pb2.ListDeadJobsResponse.FromString,
+                _registered_method=True)
+        self.RetryJob = channel.unary_unary(
+                '/punchcard.batcher.v1.BatcherService/RetryJob',
+                request_serializer=punchcard_dot_batcher_dot_v1_dot_batcher__pb2.RetryJobRequest.SerializeToString,
+                response_deserializer=punchcard_dot_batcher_dot_v1_dot_batcher__pb2.RetryJobResponse.FromString,
+                _registered_method=True)
 
 
 class BatcherServiceServicer:
@@ -108,6 +118,9 @@ class BatcherServiceServicer:
     def SubmitJob(self, request, context):
         """Accepts a job. Returns once it is durable, with the state that it reached: QUEUED or RUNNING when its tokens are held,
         ADMITTING when the wallet did not answer in time. A client that leaves cancels nothing.
+
+        An instant job with allow_batch_fallback that the provider is too busy or too broken for goes on as a batch job, at the
+        price that this had when the job was accepted; what is held beyond it is given back at once.
 
         Scope: job.submit. Errors: IMAGE_NOT_FOUND, IMAGE_UNREADABLE and IMAGE_TOO_LARGE (inline images), IDEMPOTENCY_MISMATCH,
         INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id, job_id) is the key; a job that was REJECTED for funds is
@@ -181,6 +194,33 @@ class BatcherServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeadJobs(self, request, context):
+        """Pages through the jobs that FAILED or EXPIRED, of all accounts or one, those that ended last first: for operators, so that
+        they come with their cause and what was tried, and without prompt and labels.
+
+        Scope: job.admin, which sees every account. Errors: INVALID_FIELD (a page_token of another list). Retry: safe, a read.
+        Limits: page_size up to 500 (more is lowered), 0 means 100; of each job the last 10 attempts.
+
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"failure_code": "provider_error", "page_size": 20}' localhost:50052 punchcard.batcher.v1.BatcherService/ListDeadJobs
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryJob(self, request, context):
+        """Submits what a dead job asked as a new job: the same images, prompt, model, lane and payer, at today's price, with the
+        server's default deadline. The dead job stays as it is, and the new one names it in retry_of.
+
+        Scope: job.submit. Errors: JOB_NOT_FOUND, JOB_NOT_DEAD, INVALID_FIELD (also: the job's model is no longer offered),
+        IMAGE_NOT_FOUND (erased since), IDEMPOTENCY_MISMATCH, INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id,
+        new_job_id) is the key, as if the new job had been submitted with it.
+
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-0", "new_job_id": "cat-0.again"}' localhost:50052 punchcard.batcher.v1.BatcherService/RetryJob
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BatcherServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -218,6 +258,16 @@ def add_BatcherServiceServicer_to_server(servicer, server):
                     servicer.WatchJob,
                     request_deserializer=punchcard_dot_batcher_dot_v1_dot_batcher__pb2.WatchJobRequest.FromString,
                     response_serializer=punchcard_dot_batcher_dot_v1_dot_batcher__pb2.WatchJobResponse.SerializeToString,
+            ),
+            'ListDeadJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadJobs,
+                    request_deserializer=punchcard_dot_batcher_dot_v1_dot_batcher__pb2.ListDeadJobsRequest.FromString,
+                    response_serializer=punchcard_dot_batcher_dot_v1_dot_batcher__pb2.ListDeadJobsResponse.SerializeToString,
+            ),
+            'RetryJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryJob,
+                    request_deserializer=punchcard_dot_batcher_dot_v1_dot_batcher__pb2.RetryJobRequest.FromString,
+                    response_serializer=punchcard_dot_batcher_dot_v1_dot_batcher__pb2.RetryJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -418,6 +468,60 @@ class BatcherService:
             '/punchcard.batcher.v1.BatcherService/WatchJob',
             punchcard_dot_batcher_dot_v1_dot_batcher__pb2.WatchJobRequest.SerializeToString,
             punchcard_dot_batcher_dot_v1_dot_batcher__pb2.WatchJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punchcard.batcher.v1.BatcherService/ListDeadJobs',
+            punchcard_dot_batcher_dot_v1_dot_batcher__pb2.ListDeadJobsRequest.SerializeToString,
+            punchcard_dot_batcher_dot_v1_dot_batcher__pb2.ListDeadJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punchcard.batcher.v1.BatcherService/RetryJob',
+            punchcard_dot_batcher_dot_v1_dot_batcher__pb2.RetryJobRequest.SerializeToString,
+            punchcard_dot_batcher_dot_v1_dot_batcher__pb2.RetryJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,9 @@ class BatcherServiceStub:
     """Accepts a job. Returns once it is durable, with the state that it reached: QUEUED or RUNNING when its tokens are held,
     ADMITTING when the wallet did not answer in time. A client that leaves cancels nothing.
 
+    An instant job with allow_batch_fallback that the provider is too busy or too broken for goes on as a batch job, at the
+    price that this had when the job was accepted; what is held beyond it is given back at once.
+
     Scope: job.submit. Errors: IMAGE_NOT_FOUND, IMAGE_UNREADABLE and IMAGE_TOO_LARGE (inline images), IDEMPOTENCY_MISMATCH,
     INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id, job_id) is the key; a job that was REJECTED for funds is
     admitted anew. Limits: prompt up to 32 KiB, inline image up to 1 MiB, 16 labels.
@@ -103,6 +106,25 @@ class BatcherServiceStub:
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-1"}' localhost:50052 punchcard.batcher.v1.BatcherService/WatchJob
     """
+    ListDeadJobs: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.ListDeadJobsRequest, _batcher_pb2.ListDeadJobsResponse]
+    """Pages through the jobs that FAILED or EXPIRED, of all accounts or one, those that ended last first: for operators, so that
+    they come with their cause and what was tried, and without prompt and labels.
+
+    Scope: job.admin, which sees every account. Errors: INVALID_FIELD (a page_token of another list). Retry: safe, a read.
+    Limits: page_size up to 500 (more is lowered), 0 means 100; of each job the last 10 attempts.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"failure_code": "provider_error", "page_size": 20}' localhost:50052 punchcard.batcher.v1.BatcherService/ListDeadJobs
+    """
+    RetryJob: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.RetryJobRequest, _batcher_pb2.RetryJobResponse]
+    """Submits what a dead job asked as a new job: the same images, prompt, model, lane and payer, at today's price, with the
+    server's default deadline. The dead job stays as it is, and the new one names it in retry_of.
+
+    Scope: job.submit. Errors: JOB_NOT_FOUND, JOB_NOT_DEAD, INVALID_FIELD (also: the job's model is no longer offered),
+    IMAGE_NOT_FOUND (erased since), IDEMPOTENCY_MISMATCH, INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id,
+    new_job_id) is the key, as if the new job had been submitted with it.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-0", "new_job_id": "cat-0.again"}' localhost:50052 punchcard.batcher.v1.BatcherService/RetryJob
+    """
 
 @_typing.type_check_only
 class BatcherServiceAsyncStub(BatcherServiceStub):
@@ -130,6 +152,9 @@ class BatcherServiceAsyncStub(BatcherServiceStub):
     SubmitJob: _aio.UnaryUnaryMultiCallable[_batcher_pb2.SubmitJobRequest, _batcher_pb2.SubmitJobResponse]  # type: ignore[assignment]
     """Accepts a job. Returns once it is durable, with the state that it reached: QUEUED or RUNNING when its tokens are held,
     ADMITTING when the wallet did not answer in time. A client that leaves cancels nothing.
+
+    An instant job with allow_batch_fallback that the provider is too busy or too broken for goes on as a batch job, at the
+    price that this had when the job was accepted; what is held beyond it is given back at once.
 
     Scope: job.submit. Errors: IMAGE_NOT_FOUND, IMAGE_UNREADABLE and IMAGE_TOO_LARGE (inline images), IDEMPOTENCY_MISMATCH,
     INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id, job_id) is the key; a job that was REJECTED for funds is
@@ -179,6 +204,25 @@ class BatcherServiceAsyncStub(BatcherServiceStub):
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-1"}' localhost:50052 punchcard.batcher.v1.BatcherService/WatchJob
     """
+    ListDeadJobs: _aio.UnaryUnaryMultiCallable[_batcher_pb2.ListDeadJobsRequest, _batcher_pb2.ListDeadJobsResponse]  # type: ignore[assignment]
+    """Pages through the jobs that FAILED or EXPIRED, of all accounts or one, those that ended last first: for operators, so that
+    they come with their cause and what was tried, and without prompt and labels.
+
+    Scope: job.admin, which sees every account. Errors: INVALID_FIELD (a page_token of another list). Retry: safe, a read.
+    Limits: page_size up to 500 (more is lowered), 0 means 100; of each job the last 10 attempts.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"failure_code": "provider_error", "page_size": 20}' localhost:50052 punchcard.batcher.v1.BatcherService/ListDeadJobs
+    """
+    RetryJob: _aio.UnaryUnaryMultiCallable[_batcher_pb2.RetryJobRequest, _batcher_pb2.RetryJobResponse]  # type: ignore[assignment]
+    """Submits what a dead job asked as a new job: the same images, prompt, model, lane and payer, at today's price, with the
+    server's default deadline. The dead job stays as it is, and the new one names it in retry_of.
+
+    Scope: job.submit. Errors: JOB_NOT_FOUND, JOB_NOT_DEAD, INVALID_FIELD (also: the job's model is no longer offered),
+    IMAGE_NOT_FOUND (erased since), IDEMPOTENCY_MISMATCH, INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id,
+    new_job_id) is the key, as if the new job had been submitted with it.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-0", "new_job_id": "cat-0.again"}' localhost:50052 punchcard.batcher.v1.BatcherService/RetryJob
+    """
 
 class BatcherServiceServicer(metaclass=_abc_1.ABCMeta):
     """BatcherService turns images into answers.
@@ -215,6 +259,9 @@ class BatcherServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_batcher_pb2.SubmitJobResponse, _abc.Awaitable[_batcher_pb2.SubmitJobResponse]]:
         """Accepts a job. Returns once it is durable, with the state that it reached: QUEUED or RUNNING when its tokens are held,
         ADMITTING when the wallet did not answer in time. A client that leaves cancels nothing.
+
+        An instant job with allow_batch_fallback that the provider is too busy or too broken for goes on as a batch job, at the
+        price that this had when the job was accepted; what is held beyond it is given back at once.
 
         Scope: job.submit. Errors: IMAGE_NOT_FOUND, IMAGE_UNREADABLE and IMAGE_TOO_LARGE (inline images), IDEMPOTENCY_MISMATCH,
         INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id, job_id) is the key; a job that was REJECTED for funds is
@@ -293,6 +340,37 @@ class BatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         the watch). Retry: safe, with the last resume_token.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-1"}' localhost:50052 punchcard.batcher.v1.BatcherService/WatchJob
+        """
+
+    @_abc_1.abstractmethod
+    def ListDeadJobs(
+        self,
+        request: _batcher_pb2.ListDeadJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batcher_pb2.ListDeadJobsResponse, _abc.Awaitable[_batcher_pb2.ListDeadJobsResponse]]:
+        """Pages through the jobs that FAILED or EXPIRED, of all accounts or one, those that ended last first: for operators, so that
+        they come with their cause and what was tried, and without prompt and labels.
+
+        Scope: job.admin, which sees every account. Errors: INVALID_FIELD (a page_token of another list). Retry: safe, a read.
+        Limits: page_size up to 500 (more is lowered), 0 means 100; of each job the last 10 attempts.
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"failure_code": "provider_error", "page_size": 20}' localhost:50052 punchcard.batcher.v1.BatcherService/ListDeadJobs
+        """
+
+    @_abc_1.abstractmethod
+    def RetryJob(
+        self,
+        request: _batcher_pb2.RetryJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batcher_pb2.RetryJobResponse, _abc.Awaitable[_batcher_pb2.RetryJobResponse]]:
+        """Submits what a dead job asked as a new job: the same images, prompt, model, lane and payer, at today's price, with the
+        server's default deadline. The dead job stays as it is, and the new one names it in retry_of.
+
+        Scope: job.submit. Errors: JOB_NOT_FOUND, JOB_NOT_DEAD, INVALID_FIELD (also: the job's model is no longer offered),
+        IMAGE_NOT_FOUND (erased since), IDEMPOTENCY_MISMATCH, INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id,
+        new_job_id) is the key, as if the new job had been submitted with it.
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-0", "new_job_id": "cat-0.again"}' localhost:50052 punchcard.batcher.v1.BatcherService/RetryJob
         """
 
 def add_BatcherServiceServicer_to_server(servicer: BatcherServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

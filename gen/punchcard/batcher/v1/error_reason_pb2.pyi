@@ -74,6 +74,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_JOB_ENDED: _ErrorReason.ValueType  # 15
     """FAILED_PRECONDITION. The job has ended, so that it can't be cancelled. Metadata: {"job_id": "cat-1", "state": "SUCCEEDED"}"""
+    ERROR_REASON_JOB_NOT_DEAD: _ErrorReason.ValueType  # 24
+    """FAILED_PRECONDITION. Only a job that FAILED or EXPIRED can be retried; one that was REJECTED is submitted again instead.
+    Metadata: {"job_id": "cat-1", "state": "SUCCEEDED"}
+    """
     ERROR_REASON_REVISION_UNKNOWN: _ErrorReason.ValueType  # 16
     """OUT_OF_RANGE. A resume token of the future, or of another life of this database. Watch again without one.
     Metadata: {"revision": "120", "current_revision": "100"}
@@ -158,6 +162,10 @@ Metadata: {"account_id": "alice", "wallet_reason": "ACCOUNT_NOT_FOUND"}
 """
 ERROR_REASON_JOB_ENDED: ErrorReason.ValueType  # 15
 """FAILED_PRECONDITION. The job has ended, so that it can't be cancelled. Metadata: {"job_id": "cat-1", "state": "SUCCEEDED"}"""
+ERROR_REASON_JOB_NOT_DEAD: ErrorReason.ValueType  # 24
+"""FAILED_PRECONDITION. Only a job that FAILED or EXPIRED can be retried; one that was REJECTED is submitted again instead.
+Metadata: {"job_id": "cat-1", "state": "SUCCEEDED"}
+"""
 ERROR_REASON_REVISION_UNKNOWN: ErrorReason.ValueType  # 16
 """OUT_OF_RANGE. A resume token of the future, or of another life of this database. Watch again without one.
 Metadata: {"revision": "120", "current_revision": "100"}

@@ -997,7 +997,7 @@ class RefundRequest(_message.Message):
     reservation_id: _builtins.str
     """The reservation concerned."""
     refund_id: _builtins.str
-    """The key of a refund of committed tokens; empty to release a hold."""
+    """The key of a refund of committed tokens, among the refund_ids and amend_ids of the reservation; empty to release a hold."""
     amount: _builtins.int
     """How many committed tokens to return; absent means all that are left. Only with a refund_id."""
     created_by: _builtins.str

@@ -100,7 +100,8 @@ class WalletServiceStub:
     Refund: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.RefundRequest, _wallet_pb2.RefundResponse]
     """Gives tokens back. Without a refund_id it releases a hold; with one it returns committed tokens, all or in parts.
 
-    Releasing an unknown reservation_id leaves a tombstone: a Reserve of that id which comes later is refused.
+    Releasing an unknown reservation_id leaves a tombstone: a Reserve of that id which comes later is refused. Releasing a
+    hold that has run out changes nothing and is answered with replayed: it can still be committed late.
     Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_COMMITTED (a release),
     RESERVATION_NOT_COMMITTED, RESERVATION_RELEASED, RESERVATION_EXPIRED (a refund by refund_id), REFUND_EXCEEDS_COMMITTED,
     ACCOUNT_CLOSED, BALANCE_LIMIT. Retry: safe, (reservation, refund_id) is the key.
@@ -288,7 +289,8 @@ class WalletServiceAsyncStub(WalletServiceStub):
     Refund: _aio.UnaryUnaryMultiCallable[_wallet_pb2.RefundRequest, _wallet_pb2.RefundResponse]  # type: ignore[assignment]
     """Gives tokens back. Without a refund_id it releases a hold; with one it returns committed tokens, all or in parts.
 
-    Releasing an unknown reservation_id leaves a tombstone: a Reserve of that id which comes later is refused.
+    Releasing an unknown reservation_id leaves a tombstone: a Reserve of that id which comes later is refused. Releasing a
+    hold that has run out changes nothing and is answered with replayed: it can still be committed late.
     Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_COMMITTED (a release),
     RESERVATION_NOT_COMMITTED, RESERVATION_RELEASED, RESERVATION_EXPIRED (a refund by refund_id), REFUND_EXCEEDS_COMMITTED,
     ACCOUNT_CLOSED, BALANCE_LIMIT. Retry: safe, (reservation, refund_id) is the key.
@@ -515,7 +517,8 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_wallet_pb2.RefundResponse, _abc.Awaitable[_wallet_pb2.RefundResponse]]:
         """Gives tokens back. Without a refund_id it releases a hold; with one it returns committed tokens, all or in parts.
 
-        Releasing an unknown reservation_id leaves a tombstone: a Reserve of that id which comes later is refused.
+        Releasing an unknown reservation_id leaves a tombstone: a Reserve of that id which comes later is refused. Releasing a
+        hold that has run out changes nothing and is answered with replayed: it can still be committed late.
         Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_COMMITTED (a release),
         RESERVATION_NOT_COMMITTED, RESERVATION_RELEASED, RESERVATION_EXPIRED (a refund by refund_id), REFUND_EXCEEDS_COMMITTED,
         ACCOUNT_CLOSED, BALANCE_LIMIT. Retry: safe, (reservation, refund_id) is the key.
