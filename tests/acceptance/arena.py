@@ -28,7 +28,7 @@ from services.batcher.__main__ import MIGRATIONS
 from services.chassis.database import migrate
 from tests.acceptance.gates import Gate
 from tests.acceptance.postgres_wire import CrashingPostgres, PostgresWire
-from tests.acceptance.proxies import Wires, wires
+from tests.acceptance.proxies import Wires, provider, wires
 from tests.acceptance.stacks import DATABASES, QUICK
 
 Victim = Literal["batcher", "wallet", "s3", "openai_twin", "postgres"]
@@ -46,10 +46,12 @@ SETTINGS: Final = {
     "BATCHER_SUBMIT_RETRY_SECONDS": "0.2",
     "BATCHER_RETRY_SECONDS_MAX": "1",
     "BATCHER_LEASE_SECONDS": "1.5",
+    "BATCHER_DATABASE_TIMEOUT_SECONDS": "2",
     "BATCHER_BREAKER_SECONDS": "0.2",
     "BATCHER_BREAKER_SECONDS_MAX": "0.5",
     "BATCHER_WALLET_TIMEOUT_SECONDS": "3",
     "BATCHER_OPENAI_TIMEOUT_SECONDS": "3",
+    "BATCHER_OPENAI_TRANSFER_TIMEOUT_SECONDS": "3",
     "BATCHER_S3_TIMEOUT_SECONDS": "3",
     # So that the batcher itself fetches the images, and asks the object store for them.
     "BATCHER_IMAGE_TRANSPORT": "inline",
@@ -179,22 +181,19 @@ async def arena_in(
         await asyncio.to_thread(stack.up)
         database_url = stack.plan.batcher_database_url or f"sqlite:{folder / 'batcher.db'}"
         await asyncio.to_thread(migrate, database_url, MIGRATIONS)
+        twin_url = stack.openai_base_url.removesuffix("/v1")
+        to_provider = provider(gate, twin_url, stack.keys.openai_twin()).serving()
+        provider_url = await exits.enter_async_context(to_provider)
         for number in range(replicas):
             name = f"batcher-{number}"
-            ways = wires(
-                gate,
-                name,
-                wallet=stack.wallet_address,
-                s3=stack.s3_endpoint,
-                provider=stack.openai_base_url.removesuffix("/v1"),
-            )
+            ways = wires(gate, name, wallet=stack.wallet_address, s3=stack.s3_endpoint)
             found = await exits.enter_async_context(ways)
             url = database_url
             if postgres is not None:
                 wire = await exits.enter_async_context(PostgresWire(gate, postgres.socket_folder, name).serving())
                 url = wire.format(database=database_url.partition("?")[0].rpartition("/")[2])
             port = stack.plan.ports.batcher if number == 0 else Ports.free().batcher
-            arena.replicas.append(_replica(stack, name, port, found, url))
+            arena.replicas.append(_replica(stack, name, port, found, provider_url, url))
             exits.callback(arena.replicas[-1].stop)
         exits.callback(gate.open)
         for replica in arena.replicas:
@@ -204,7 +203,7 @@ async def arena_in(
         await asyncio.gather(*(asyncio.to_thread(replica.stop) for replica in arena.replicas))
 
 
-def _replica(stack: Stack, name: str, port: int, found: Wires, database_url: str) -> Replica:
+def _replica(stack: Stack, name: str, port: int, found: Wires, provider_url: str, database_url: str) -> Replica:
     launch = Launches(stack.data, stack.plan, stack.keys).of("batcher")
     address = f"{HOST}:{port}"
     return Replica(
@@ -219,7 +218,10 @@ def _replica(stack: Stack, name: str, port: int, found: Wires, database_url: str
                 "BATCHER_WALLET_ADDRESS": found.wallet,
                 "BATCHER_S3_ENDPOINT": found.s3,
                 "BATCHER_S3_PUBLIC_ENDPOINT": stack.s3_endpoint,
-                "BATCHER_OPENAI_BASE_URL": f"{found.provider}/v1",
+                "BATCHER_OPENAI_BASE_URL": f"{provider_url}/v1",
+                # With a project the key is no part of whose batches are seen, and can say whose call it is.
+                "BATCHER_OPENAI_PROJECT": "arena",
+                "BATCHER_OPENAI_API_KEY": name,
             }
         ),
         address,
