@@ -11,7 +11,7 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -22,7 +22,7 @@ from sandbox.launches import Launch, Launches
 from sandbox.openai_twin.batch_worker import Pace
 from sandbox.plan import HOST, Part, Plan, Ports
 from sandbox.probes import serving
-from sandbox.process import ManagedProcess
+from sandbox.process import ManagedProcess, StartFailed
 from sandbox.stack import Stack
 from services.batcher.__main__ import MIGRATIONS
 from services.chassis.database import migrate
@@ -36,6 +36,7 @@ Dialect = Literal["sqlite", "postgres"]
 
 START_TIMEOUT_SECONDS: Final = 30.0
 STOP_GRACE_SECONDS: Final = 10.0
+SUPERVISION_SECONDS: Final = 0.2
 MODELS: Final = ("gpt-4.1-mini", "gpt-4.1-nano", "gpt-4o-mini", "gpt-4.1")
 PACE: Final = Pace(validating_seconds=0.1, finalizing_seconds=0.1, image_seconds=0.02, lines_at_once=4)
 SETTINGS: Final = {
@@ -117,6 +118,7 @@ class Arena:
         self.gate = gate
         self.replicas: list[Replica] = []
         self.kills = 0
+        self._down: set[str] = set()
         self._postgres = postgres
 
     @property
@@ -132,7 +134,9 @@ class Arena:
         """SIGKILL; returns when it is gone. who: which batcher, where there are several."""
         self.kills += 1
         if victim == "batcher":
-            await asyncio.to_thread(self.replica(who or self.replicas[0].name).kill)
+            replica = self.replica(who or self.replicas[0].name)
+            self._down.add(replica.name)
+            await asyncio.to_thread(replica.kill)
         elif victim == "postgres":
             assert self._postgres is not None
             await asyncio.to_thread(self._postgres.kill)
@@ -143,12 +147,24 @@ class Arena:
         """Begins to start what was killed; the future is done when it serves."""
         if victim == "batcher":
             replica = self.replica(who or self.replicas[0].name)
+            self._down.discard(replica.name)
             replica.launch()
             return asyncio.ensure_future(asyncio.to_thread(replica.wait_ready))
         if victim == "postgres":
             assert self._postgres is not None
             return asyncio.ensure_future(asyncio.to_thread(self._postgres.start))
         return asyncio.ensure_future(asyncio.to_thread(self.stack.start, victim))
+
+    async def supervise(self) -> None:
+        """Starts batchers that have ended by themselves, as whatever looks after services does, until it is cancelled:
+        one that can't reach its object store when it starts says so and ends.
+        """
+        while True:
+            for replica in self.replicas:
+                if replica.pid() is None and replica.name not in self._down:
+                    with suppress(StartFailed):
+                        await self.launch("batcher", replica.name)
+            await asyncio.sleep(SUPERVISION_SECONDS)
 
     def token(self, subject: str, scopes: str) -> str:
         """A bearer token for both services."""

@@ -12,7 +12,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -126,13 +126,14 @@ async def working(
     script = {"seed": SEED, "faults": [*FAULTS, *faults]}
     await asyncio.to_thread(twin, arena.stack, "PUT", "faults", script)
     work = asyncio.create_task(crowd.work())
+    supervision = asyncio.create_task(arena.supervise())
     try:
         yield crowd, work
     finally:
         arena.gate.open()
+        supervision.cancel()
         work.cancel()
-        with suppress(asyncio.CancelledError):
-            await work
+        await asyncio.gather(supervision, work, return_exceptions=True)
 
 
 async def reached(arena: Arena, held: Held, work: asyncio.Task[None]) -> None:
