@@ -279,7 +279,8 @@ async def webhooks(settings: BatcherSettings, hasten: Callable[[], None]) -> Asy
 @asynccontextmanager
 async def opened(settings: BatcherSettings) -> AsyncIterator[tuple[Database, journal.Head]]:
     """The batcher's database, with a schema that is up to date, and its journal."""
-    async with await connect(settings.database_url, [FOLDER / "sql"]) as database:
+    seconds = settings.database_timeout_seconds
+    async with await connect(settings.database_url, [FOLDER / "sql"], timeout_seconds=seconds) as database:
         await command.refuse_old_schema("batcher", database, MIGRATIONS)
         await command.refuse_damage(database)
         async with database.transaction() as tx:

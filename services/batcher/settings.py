@@ -28,6 +28,11 @@ class BatcherSettings(ServerSettings):
     database_url: str = Field(
         "sqlite:.punchcard/batcher.db", description="sqlite:<path> or postgres://user:password@host/name.", repr=False
     )
+    database_timeout_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="How long a statement may take, in seconds; a frozen replica's locks last for twice as long.",
+    )
     token_audience: str = Field("punchcard.batcher", description="The aud that tokens for this service carry.")
     work_folder: Path = Field(
         Path(".punchcard/work"), description="Where batch files lie while they are built, sent and read."
