@@ -17,6 +17,7 @@ from services.batcher import job as jobs
 from services.batcher.batch import Batch, State, Submission, SubmissionState
 from services.batcher.job import Answer, Change, Failure, Job, Limits
 from services.batcher.planner import Waiting
+from services.batcher.store_cycles import CycleStore
 from services.batcher.store_members import MemberStore, count_members, note_of
 from services.batcher.store_rows import batch_of, check, lock_batches, lock_jobs, submission_of, write
 from services.chassis.database import Transaction
@@ -41,7 +42,7 @@ class Result(NamedTuple):
     outcome: Answer | Loss
 
 
-class BatchStore(MemberStore):
+class BatchStore(MemberStore, CycleStore):
     """Batches, their members and their submissions."""
 
     async def depths(self) -> dict[str, int]:
