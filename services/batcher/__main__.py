@@ -37,7 +37,7 @@ from services.batcher.submitter import Submitter, SubmitterLimits
 from services.batcher.wallet_client import WalletClient
 from services.batcher.webhook import Webhooks
 from services.chassis import command, journal
-from services.chassis.database import Database, connect
+from services.chassis.database import Database, SqliteMemory, connect
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.leases import Lease
 from services.chassis.loops import Loop, Runner
@@ -55,6 +55,8 @@ QUICK_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 5.0
 RENEW_SECONDS: Final = 60.0
 DUPLICATES_SECONDS: Final = 600.0
+# Jobs come and go by their age, so that caches help little; what is mapped counts as the process's own memory.
+SQLITE_MEMORY: Final = SqliteMemory(writer_cache_kib=16_384, reader_cache_kib=2_048, mapped_kib=0)
 
 
 class Parts:
@@ -279,8 +281,8 @@ async def webhooks(settings: BatcherSettings, hasten: Callable[[], None]) -> Asy
 @asynccontextmanager
 async def opened(settings: BatcherSettings) -> AsyncIterator[tuple[Database, journal.Head]]:
     """The batcher's database, with a schema that is up to date, and its journal."""
-    seconds = settings.database_timeout_seconds
-    async with await connect(settings.database_url, [FOLDER / "sql"], timeout_seconds=seconds) as database:
+    seconds, sql = settings.database_timeout_seconds, [FOLDER / "sql"]
+    async with await connect(settings.database_url, sql, timeout_seconds=seconds, memory=SQLITE_MEMORY) as database:
         await command.refuse_old_schema("batcher", database, MIGRATIONS)
         await command.refuse_damage(database)
         async with database.transaction() as tx:

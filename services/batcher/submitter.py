@@ -191,21 +191,26 @@ class Submitter:
 
     async def _hold(self, batch: Batch, lease: Lease, now_us: int) -> dict[str, Failure]:
         """Makes the members' holds outlast the batch; the failures of those whose hold is gone. WalletUnavailable."""
-        short: list[Job] = [
-            member.job
-            async for member in self._store.members(batch.batch_id)
-            if member.job.hold_expire_time_us < now_us + self._limits.window_us
-        ]
+        short: list[Job] = []
         lost: dict[str, Failure] = {}
-        for start in range(0, len(short), HOLDS_MAX):
-            page = short[start : start + HOLDS_MAX]
-            duration_us = max(self._limits.window_us, *(job.hold_duration_us for job in page))
-            extended = await extend_holds(self._wallet, page, duration_us, now_us)
-            await self._store.renew(extended.expire_times_us, lease)
-            if extended.unanswered:
-                raise extended.unanswered
-            lost |= dict.fromkeys(extended.lost, HOLD_LOST)
-        return lost
+        async for member in self._store.members(batch.batch_id):
+            if member.job.hold_expire_time_us < now_us + self._limits.window_us:
+                short.append(member.job)
+            if len(short) == HOLDS_MAX:
+                lost |= await self._extend(short, lease, now_us)
+                short = []
+        return lost | await self._extend(short, lease, now_us)
+
+    async def _extend(self, short: list[Job], lease: Lease, now_us: int) -> dict[str, Failure]:
+        """Makes up to 1,000 holds outlast a batch; the failures of those that are gone. Raises WalletUnavailable."""
+        if not short:
+            return {}
+        duration_us = max(self._limits.window_us, *(job.hold_duration_us for job in short))
+        extended = await extend_holds(self._wallet, short, duration_us, now_us)
+        await self._store.renew(extended.expire_times_us, lease)
+        if extended.unanswered:
+            raise extended.unanswered
+        return dict.fromkeys(extended.lost, HOLD_LOST)
 
     async def _upload(self, submission: Submission, lease: Lease) -> Submission:
         """Builds and uploads an input file of this submission's own, and writes down its id."""

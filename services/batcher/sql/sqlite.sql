@@ -296,6 +296,16 @@ ORDER BY attempts.uid LIMIT :count;
 -- name: batch_member_uids(batch_id)
 SELECT uid FROM attempts WHERE batch_id = :batch_id AND outcome = '' ORDER BY uid;
 
+-- name: batch_size(batch_id)^
+SELECT count(*) AS jobs FROM attempts WHERE batch_id = :batch_id AND outcome = '';
+
+-- name: batch_leaving(batch_id, now_us, count)
+SELECT jobs.uid
+FROM attempts JOIN jobs ON jobs.uid = attempts.uid
+WHERE attempts.batch_id = :batch_id AND attempts.outcome = '' AND jobs.state = 'BATCHED'
+    AND (jobs.cancel_requested OR jobs.deadline_us <= :now_us)
+ORDER BY jobs.uid LIMIT :count;
+
 -- name: batch_unstarted(batch_id, count)
 SELECT uid FROM jobs
 WHERE batch_id = :batch_id AND state IN ('BATCHED', 'RUNNING') AND state = 'BATCHED' ORDER BY uid LIMIT :count;
