@@ -296,6 +296,14 @@ def settle(job: Job, settlement: Settlement, accepted: bool, now_us: int) -> Cha
     return Change(kind, job, job._replace(update_time_us=now_us), settlement=settlement._replace(state=state))
 
 
+def uncollect(job: Job, settlement: Settlement, now_us: int) -> Change | None:
+    """The wallet has lost a settlement that it had taken, and refuses it now."""
+    if not is_final(job) or settlement.state is not SettlementState.SETTLED:
+        return None
+    refused = settlement._replace(state=SettlementState.REFUSED)
+    return Change("job.uncollected", job, job._replace(update_time_us=now_us), settlement=refused)
+
+
 def _is_at_work(job: Job, attempt: int) -> bool:
     """Whether this attempt of the job may still bring something: a batch may answer before its start is written."""
     return job.state in (State.BATCHED, State.RUNNING) and job.attempt == attempt

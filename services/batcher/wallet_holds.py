@@ -6,8 +6,10 @@ from typing import NamedTuple
 from services.batcher.job import Job
 from services.batcher.wallet_client import Amend, Refused, WalletClient, WalletUnavailable
 
-STILL_HELD = frozenset({"AMEND_NOT_ALLOWED"})
-"""Reasons that say no more than that the hold ends later already."""
+STILL_HELD = frozenset({"AMEND_NOT_ALLOWED", "RESERVATION_COMMITTED"})
+"""Reasons that say no more than that the hold ends later already; or that the job was paid for already, as one is that
+had its answer before our database was restored.
+"""
 
 
 class Extended(NamedTuple):

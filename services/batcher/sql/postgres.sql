@@ -203,6 +203,27 @@ SELECT uid, action, amount, state FROM settlements WHERE uid IN (SELECT jsonb_ar
 UPDATE settlements SET state = :state, update_time_us = :update_time_us, refusal = :refusal
 WHERE uid = :uid AND state = 'PENDING';
 
+-- name: settlements_uncollect(uid, update_time_us, refusal)!
+UPDATE settlements SET state = 'REFUSED', update_time_us = :update_time_us, refusal = :refusal
+WHERE uid = :uid AND state = 'SETTLED';
+
+-- name: settlements_settled(before, floor, count)
+SELECT n.revision, s.uid, s.action, s.amount, s.state, j.state AS job_state
+FROM (
+    SELECT revision, subject FROM journal
+    WHERE revision < :before AND revision >= :floor AND kind = 'job.settled'
+    ORDER BY revision DESC LIMIT :count::bigint
+) AS n JOIN settlements s ON s.uid = n.subject JOIN jobs j ON j.uid = n.subject
+ORDER BY n.revision DESC;
+
+-- name: settlements_first_charged(floor, count)
+SELECT s.uid, s.action, s.amount, s.state, j.state AS job_state
+FROM (
+    SELECT revision, subject FROM journal WHERE revision <= :floor AND kind = 'job.settled'
+) AS n JOIN settlements s ON s.uid = n.subject JOIN jobs j ON j.uid = n.subject
+WHERE s.action = 'COMMIT' AND s.state = 'SETTLED'
+ORDER BY n.revision LIMIT :count::bigint;
+
 -- name: lowerings_insert(uid, amount, create_time_us)!
 INSERT INTO lowerings (uid, amount, state, create_time_us, update_time_us, refusal)
 VALUES (:uid, :amount, 'PENDING', :create_time_us, :create_time_us, '');
