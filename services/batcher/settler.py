@@ -4,19 +4,16 @@ The settlement was decided and written when the job ended; this only carries it 
 final: the answer was delivered and is not paid for, which is counted and told to whoever looks after the money.
 """
 
-from prometheus_client import Counter
-
-from services.batcher.job import Settlement, SettlementState
+from services.batcher.job import SettlementState
 from services.batcher.reconciliation import Finding
 from services.batcher.store import Store
 from services.batcher.store_settlements import Owed, SettlementStore
 from services.batcher.wallet_client import WalletClient
-from services.batcher.wallet_settlements import NOT_FOUND, Done, carry_out, charge_again, is_known
+from services.batcher.wallet_settlements import NOT_FOUND, Done, carry_out, charge_again, is_known, tell_uncollected
 from services.chassis import logs
 from services.chassis.leases import Lease
 
 SETTLEMENTS_MAX = 1_000
-UNCOLLECTED = Counter("batcher_uncollected_settlements", "Settlements that the wallet refused for good.", ["reason"])
 
 _log = logs.get_logger(__name__)
 
@@ -53,16 +50,3 @@ class Settler:
             return {each.uid: NOT_FOUND for each in done.unknown}
         again = await charge_again(self._wallet, done.unknown, self._store.read)
         return again.refusals
-
-
-def tell_uncollected(uid: str, settlement: Settlement, reason: str) -> None:
-    """Counts and tells a settlement that the wallet refused for good."""
-    UNCOLLECTED.labels(reason).inc()
-    _log.error(
-        "settlement_refused",
-        job=uid,
-        action=settlement.action.value,
-        amount=settlement.amount,
-        reason=reason,
-        alert=True,
-    )

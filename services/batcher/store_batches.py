@@ -115,11 +115,6 @@ class BatchStore(AllowanceStore):
             row = await tx.row("submissions_count", since_us=since_us)
         return int(row[0]) if row else 0
 
-    async def doubted(self, since_us: int) -> list[Submission]:
-        """Closed submissions opened since then that were once in doubt: a second batch of theirs may turn up."""
-        async with self.database.reading() as tx:
-            return [submission_of(row) for row in await tx.rows("submissions_doubted", since_us=since_us)]
-
     async def freeze(
         self, batch_id: str, lost: Mapping[str, Failure], intent_id: str, provider_identity: str, lease: Lease
     ) -> Submission | None:

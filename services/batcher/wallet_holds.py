@@ -11,6 +11,9 @@ STILL_HELD = frozenset({"AMEND_NOT_ALLOWED", "RESERVATION_COMMITTED"})
 had its answer before our database was restored.
 """
 
+LOWERED_ID = "fallback"
+"""The key under which the hold of a job that fell back is lowered: a job falls back once."""
+
 
 class Extended(NamedTuple):
     """Until when holds last now, by uid, the jobs whose hold is gone, with the wallet's reason, and why the wallet gave

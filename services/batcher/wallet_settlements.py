@@ -8,7 +8,9 @@ doing it again changes nothing.
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from services.batcher.job import DEAD, Action, Job
+from prometheus_client import Counter
+
+from services.batcher.job import DEAD, Action, Job, Settlement
 from services.batcher.reconciliation import Finding
 from services.batcher.store_settlements import Owed, SettlementStore
 from services.batcher.wallet_client import (
@@ -22,13 +24,17 @@ from services.batcher.wallet_client import (
     WalletClient,
     WalletUnavailable,
 )
+from services.chassis import logs
 
+UNCOLLECTED = Counter("batcher_uncollected_settlements", "Settlements that the wallet refused for good.", ["reason"])
 REFUND_ID = "no-answer"
 """A job ends once, so that its reservation has one such refund."""
 
 NOT_FOUND = "RESERVATION_NOT_FOUND"
 WITNESSES = 10
 """Of our first charges so many are looked up: a restored wallet has lost the last ones."""
+
+_log = logs.get_logger(__name__)
 
 ReadJobs = Callable[[Sequence[str]], Awaitable[Sequence[Job]]]
 
@@ -99,6 +105,19 @@ def reserve_of(job: Job) -> Reserve:
         hold_duration_us=job.hold_duration_us,
         price_version=job.price_version,
         reference=job.job_id,
+    )
+
+
+def tell_uncollected(uid: str, settlement: Settlement, reason: str) -> None:
+    """Counts and tells a settlement that the wallet refused for good."""
+    UNCOLLECTED.labels(reason).inc()
+    _log.error(
+        "settlement_refused",
+        job=uid,
+        action=settlement.action.value,
+        amount=settlement.amount,
+        reason=reason,
+        alert=True,
     )
 
 
