@@ -15,9 +15,7 @@ from services.chassis.database import Database
 from services.chassis.leases import Lease
 
 LEASE_SECONDS: Final = 60.0
-GIVEN_UP: Final = Failure(
-    "result_lost", "The provider hands no answer out, and an operator gave its batch up."
-)
+GIVEN_UP: Final = Failure("result_lost", "The provider hands no answer out, and an operator gave its batch up.")
 
 Opened = Callable[[BatcherSettings], AbstractAsyncContextManager[tuple[Database, journal.Head]]]
 
@@ -36,9 +34,7 @@ def give_up_command(opened: Opened, new_id: Callable[[], str]) -> Command[Batche
                 await lease.release()
         print(f"given up: {asked.batch}; {jobs} jobs failed, and their tokens go back to their owners")
 
-    return Command(
-        "give-up", "close a batch that waits for an operator; its jobs fail and cost nothing", _add, run
-    )
+    return Command("give-up", "close a batch that waits for an operator; its jobs fail and cost nothing", _add, run)
 
 
 async def give_up(store: BatchStore, batch_id: str, limits: Limits, lease: Lease) -> int:
