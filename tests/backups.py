@@ -1,4 +1,4 @@
-"""Backups of a SQLite database whose service is stopped, and going back to one."""
+"""Backups of a SQLite database, and going back to one while its service is stopped."""
 
 import shutil
 import sqlite3

@@ -9,7 +9,14 @@ from services.batcher.reconciliation import Finding
 from services.batcher.store import Store
 from services.batcher.store_settlements import Owed, SettlementStore
 from services.batcher.wallet_client import WalletClient
-from services.batcher.wallet_settlements import NOT_FOUND, Done, carry_out, charge_again, is_known, tell_uncollected
+from services.batcher.wallet_settlements import (
+    NOT_FOUND,
+    Done,
+    ask_witnesses,
+    carry_out,
+    charge_again,
+    tell_uncollected,
+)
 from services.chassis import logs
 from services.chassis.leases import Lease
 
@@ -46,7 +53,8 @@ class Settler:
         """Takes the price of jobs whose hold the wallet has lost, if it is the wallet that we had."""
         if not done.unknown:
             return {}
-        if not (done.known or await is_known(self._wallet, self._settlements)):
+        witnessed = done if done.known else await ask_witnesses(self._wallet, self._settlements)
+        if witnessed is None or not witnessed.known:
             return {each.uid: NOT_FOUND for each in done.unknown}
         again = await charge_again(self._wallet, done.unknown, self._store.read)
         return again.refusals

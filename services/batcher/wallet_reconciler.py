@@ -16,7 +16,7 @@ from services.batcher.store_reconciliation import ReconciliationStore, Side
 from services.batcher.store_settlements import Owed, SettlementStore
 from services.batcher.wallet_client import Amend, Held, Refused, Settled, WalletClient, WalletUnavailable
 from services.batcher.wallet_holds import LOWERED_ID
-from services.batcher.wallet_settlements import carry_out, charge_again, is_known, reserve_of, tell_uncollected
+from services.batcher.wallet_settlements import ask_witnesses, carry_out, charge_again, reserve_of, tell_uncollected
 from services.chassis.leases import Lease
 
 PAGE = 1_000
@@ -100,11 +100,14 @@ class WalletReconciler:
                 return
 
     async def _knows_us(self) -> bool:
-        if await is_known(self._wallet, self._settlements):
-            return True
-        if await self._settlements.first_charged(1):
+        witnessed = await ask_witnesses(self._wallet, self._settlements)
+        if witnessed is None:
+            return False
+        for uid, finding in witnessed.mended.items():
+            self._told.tell(finding, uid)
+        if not witnessed.known:
             self._told.tell(Finding.UNKNOWN_WALLET, "wallet")
-        return False
+        return witnessed.known
 
     async def _settle_again(self, owed: Sequence[Owed], lease: Lease) -> bool:
         """Sends settlements once more; whether the wallet had lost some. Raises WalletUnavailable."""

@@ -85,14 +85,14 @@ async def charge_again(wallet: WalletClient, owed: Sequence[Owed], read: ReadJob
     return Done(refusals, dict.fromkeys(refusals, Finding.FORGOTTEN_SETTLEMENT), [], unanswered, done.known)
 
 
-async def is_known(wallet: WalletClient, store: SettlementStore) -> bool:
-    """Whether the wallet is the one that we had, of now or of former days: it knows one of our first charges.
+async def ask_witnesses(wallet: WalletClient, store: SettlementStore) -> Done | None:
+    """Whether the wallet is the one that we had, of now or of former days: it is `known` by one of our first charges.
 
     A new one, or one to which we are somebody else than before, must not be asked for old charges: they were paid.
-    Raises WalletUnavailable.
+    None where we have never charged anything. Raises WalletUnavailable.
     """
     first = await store.first_charged(WITNESSES)
-    return bool(first) and (await carry_out(wallet, first)).known
+    return await carry_out(wallet, first) if first else None
 
 
 def reserve_of(job: Job) -> Reserve:
