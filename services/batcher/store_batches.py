@@ -81,11 +81,6 @@ class BatchStore(MemberStore, CycleStore):
             row = await tx.row("submissions_count", since_us=since_us)
         return int(row[0]) if row else 0
 
-    async def doubted(self, since_us: int) -> list[Submission]:
-        """Closed submissions opened since then that were once in doubt: a second batch of theirs may turn up."""
-        async with self.database.reading() as tx:
-            return [submission_of(row) for row in await tx.rows("submissions_doubted", since_us=since_us)]
-
     async def record(self, submission: Submission, lease: Lease) -> Submission:
         """Writes an open submission: its input file's id, or since when it is in doubt."""
         async with self.database.transaction() as tx:

@@ -24,6 +24,7 @@ from services.batcher.input_file import InputFiles, Unbuildable
 from services.batcher.job import HOLD_LOST, Failure, Job, Limits
 from services.batcher.openai_api import OpenAIApi, ProviderBusy, ProviderDown, ProviderError
 from services.batcher.outcome import Action
+from services.batcher.purchases import Purchases
 from services.batcher.store_batches import BatchStore, Loss, Result, raise_if_all_failed
 from services.batcher.wallet_client import WalletClient
 from services.batcher.wallet_holds import extend_holds
@@ -67,6 +68,7 @@ class Submitter:
         limits: SubmitterLimits,
         new_id: Callable[[], str],
         ended: Callable[[], None],
+        purchases: Purchases,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
@@ -76,6 +78,7 @@ class Submitter:
         self._limits = limits
         self._new_id = new_id
         self._ended = ended
+        self._purchases = purchases
         self._jitter = jitter
         self._planned_cycle_us = 0
 
@@ -85,7 +88,11 @@ class Submitter:
 
     async def step(self, lease: Lease, now_us: int) -> bool:
         """Plans what is due, then brings every open batch that is not bought yet one step further."""
-        await self._plan(lease, now_us)
+        if not await self._purchases.is_begun():
+            return False
+        may_buy = not await self._purchases.obstacle()
+        if may_buy:
+            await self._plan(lease, now_us)
         if self._provider.is_down():
             return False
         slots = asyncio.Semaphore(BATCHES_AT_ONCE)
@@ -103,7 +110,8 @@ class Submitter:
                     return error
             return None
 
-        outcomes = await asyncio.gather(*map(advance, await self._store.open_batches()))
+        unbought = [batch for batch in await self._store.open_batches() if may_buy or batch.state is not State.PLANNED]
+        outcomes = await asyncio.gather(*map(advance, unbought))
         raise_if_all_failed(outcomes)
         return False
 
@@ -223,7 +231,7 @@ class Submitter:
         return await self._store.record(submission._replace(input_file_id=input_file_id), lease)
 
     async def _create(self, submission: Submission, lease: Lease) -> None:
-        tags = batches.metadata(submission.batch_id, submission.intent_id)
+        tags = batches.metadata(submission.batch_id, submission.intent_id, self._provider.deployment_id)
         bought = await self._provider.create_batch(submission.input_file_id, tags, self._limits.create_timeout_seconds)
         await self._store.adopt(submission, bought.id, lease)
         _log.info("batch_submitted", batch=submission.batch_id, provider_batch=bought.id)
