@@ -68,6 +68,14 @@ class BatcherSettings(ServerSettings):
     openai_project: str | None = Field(
         None, description="The project that owns the batches; with it set, keys may be rotated while batches run."
     )
+    deployment_id: str = Field(
+        "",
+        pattern=r"^$|^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$",
+        description="Tells installations that buy under one key or project apart: each needs its own, for ever.",
+    )
+    reconcile_seconds: float = Field(
+        600.0, gt=0, description="How often the provider's and the wallet's books are compared with ours, in seconds."
+    )
     openai_timeout_seconds: float = Field(30.0, gt=0, description="How long a small call may take, in seconds.")
     openai_transfer_timeout_seconds: float = Field(
         900.0, gt=0, description="How long the transfer of a batch's file may take, in seconds."

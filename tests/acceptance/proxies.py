@@ -18,7 +18,7 @@ from grpc import aio
 from yarl import URL
 
 from punchcard.wallet.v1 import wallet_pb2
-from services.batcher.amender import AMEND_ID
+from services.batcher.wallet_holds import LOWERED_ID
 from tests.acceptance.gates import Gate, Moment
 
 HOST: Final = "127.0.0.1"
@@ -77,7 +77,7 @@ def wallet_operations(method: str, request: bytes) -> list[str]:
     for item in wallet_pb2.BatchSettleRequest.FromString(request).items:
         kind = str(item.WhichOneof("command"))
         if kind == "amend":
-            kind = "lower" if item.amend.amend_id == AMEND_ID else "extend"
+            kind = "lower" if item.amend.amend_id == LOWERED_ID else "extend"
         asked.add(f"wallet.{'release' if kind == 'refund' else kind}")
     return sorted(asked)
 
