@@ -116,14 +116,15 @@ async def play(arena: Arena, strokes: Sequence[Stroke], name: str) -> Evidence:
 
 @asynccontextmanager
 async def working(
-    arena: Arena, name: str, faults: Sequence[Mapping[str, Any]] = ()
+    arena: Arena, name: str, faults: Sequence[Mapping[str, Any]] = (), only: str = ""
 ) -> AsyncIterator[tuple[Crowd, asyncio.Task[None]]]:
     """Customers at work, whose tasks are chosen by seed and name; at the end nothing is held any more.
 
-    faults: of the twin, beside those of every round.
+    faults: of the twin, beside those of every round. only: the one job to be submitted, where it is not all.
     """
     crowd = Crowd(arena, f"round-{secrets.token_hex(4)}", f"{SEED}/{name}")
-    script = {"seed": SEED, "faults": [*FAULTS, *faults]}
+    crowd.errands = [errand for errand in crowd.errands if only in {"", errand.job_id}]
+    script = {"seed": SEED, "faults": [*faults, *FAULTS]}
     await asyncio.to_thread(twin, arena.stack, "PUT", "faults", script)
     work = asyncio.create_task(crowd.work())
     supervision = asyncio.create_task(arena.supervise())
@@ -189,12 +190,12 @@ OPEN: Final = (
 )
 
 
-async def quiet(arena: Arena) -> None:
-    """Returns when nothing is left to be done."""
+async def quiet(arena: Arena, *, provider: bool = True) -> None:
+    """Returns when nothing is left to be done. provider: nor by the provider."""
     url = database_urls(arena.stack)["batcher"]
 
     async def is_quiet() -> bool:
-        return not (any(await counted(url)) or await asyncio.to_thread(at_work, arena))
+        return not (any(await counted(url)) or (provider and await asyncio.to_thread(at_work, arena)))
 
     try:
         await until(is_quiet)
