@@ -33,7 +33,7 @@ def _queued(job: Job, next_cycle_us: int, now_us: int) -> str:
 
 def _batched(batch: Batch, now_us: int) -> str:
     if batch.problem:
-        return f"an operator: {batch.problem}"
+        return f"held for an operator: {batch.problem}"
     if batch.state is batches.State.PLANNED:
         if batch.not_before_us > now_us:
             return f"the provider to take its batch, again at {clock(batch.not_before_us)}"

@@ -28,7 +28,7 @@ def test_each_state_has_its_sentence():
         (
             job(State.RUNNING),
             running._replace(problem="the provider has lost it"),
-            "an operator: the provider has lost it",
+            "held for an operator: the provider has lost it",
         ),
         (job(State.RUNNING, lane=Lane.INSTANT), None, "the provider's answer (try 1)"),
         (job(State.SUCCEEDED), running, ""),
