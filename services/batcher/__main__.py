@@ -120,9 +120,6 @@ class Parts:
         async def sweep_admissions(_: Lease) -> bool:
             return await self.admitter.sweep(now_us() - admitted_within_us)
 
-        async def sweep_instant(_: Lease) -> bool:
-            return await self.instant.sweep()
-
         async def sweep_deadlines(lease: Lease) -> bool:
             expired = await self.store.expire(lease)
             if expired:
@@ -138,7 +135,7 @@ class Parts:
             self.poll,
             self._leased("renewer", lambda lease: renewer.step(lease, now_us()), RENEW_SECONDS),
             self._leased("admitter", sweep_admissions, SWEEP_SECONDS),
-            self._leased("instant", sweep_instant, SWEEP_SECONDS),
+            Loop("instant", self.instant.sweep, SWEEP_SECONDS),
             self._leased("deadlines", sweep_deadlines, SWEEP_SECONDS),
         ]
 

@@ -28,7 +28,6 @@ from services.batcher.store_rows import JobView
 from services.chassis import logs
 
 QUEUE_JOBS_MAX = 10_000
-ORPHANS_MAX = 1_000
 PAUSE_SECONDS = 0.5
 PAUSE_SECONDS_MAX = 20.0
 PAUSE_JITTER = 0.25
@@ -106,14 +105,17 @@ class InstantRunner:
         return False
 
     async def sweep(self) -> bool:
-        """Tries attempts again whose process is gone, as many as may queue here; True if there may be more."""
-        room = min(ORPHANS_MAX, QUEUE_JOBS_MAX - self._queue.qsize())
-        uids = await self._store.orphans(room) if room else []
+        """Tries attempts again whose process is gone; True if there may be more for idle workers.
+
+        As many at a time as there are workers, so that those of one dead replica are shared by all that live.
+        """
+        room = min(self._limits.workers, QUEUE_JOBS_MAX - self._queue.qsize())
+        uids = await self._store.claim_orphans(room, self._limits.lease_us) if room else []
         for job in await self._store.read(uids):
             is_ours = (job.uid, job.attempt) in self._mine
             if job.state is State.RUNNING and job.lane is Lane.INSTANT and not is_ours:
                 self._take(await self._lose(job, Loss(CRASHED, retryable=True)))
-        return len(uids) == ORPHANS_MAX
+        return len(uids) == self._limits.workers and self._queue.empty()
 
     async def _work(self) -> None:
         while True:

@@ -52,6 +52,11 @@ def next_cycle_us(now_us: int, cycle_us: int) -> int:
     return (now_us // cycle_us + 1) * cycle_us
 
 
+def cycle_start_us(now_us: int, cycle_us: int) -> int:
+    """When the present cycle began."""
+    return now_us // cycle_us * cycle_us
+
+
 NO_ROOMS: Mapping[str, Room] = MappingProxyType({})
 UNLIMITED = Room(None, 0)
 

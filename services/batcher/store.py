@@ -288,10 +288,14 @@ class Store(Stored):
         async with self.database.transaction() as tx:
             await tx.run("attempts_keep", keys=_keys(attempts), lease_time_us=await tx.now_us() + lease_us)
 
-    async def orphans(self, count: int) -> list[str]:
-        """Instant jobs whose attempt was begun by a process that is gone."""
-        async with self.database.reading() as tx:
-            rows = await tx.rows("attempts_orphaned", now_us=await tx.now_us(), count=count)
+    async def claim_orphans(self, count: int, lease_us: int) -> list[str]:
+        """Instant jobs whose attempt was begun by a process that is gone: they are left to this one for that long.
+
+        Replicas may ask at once: none waits for another, and no two get the same.
+        """
+        async with self.database.transaction() as tx:
+            now_us = await tx.now_us()
+            rows = await tx.rows("attempts_claim", now_us=now_us, lease_time_us=now_us + lease_us, count=count)
         return [row[0] for row in rows]
 
     async def read(self, uids: Sequence[str]) -> list[Job]:

@@ -17,6 +17,7 @@ from services.batcher.batch import Batch, Counts, State, Submission, SubmissionS
 from services.batcher.job import Answer, Change, Failure, Job, Limits
 from services.batcher.planner import Planned, Waiting
 from services.batcher.store_allowances import AllowanceStore
+from services.batcher.store_cycles import CycleStore
 from services.batcher.store_rows import (
     Member,
     Note,
@@ -50,7 +51,7 @@ class Result(NamedTuple):
     outcome: Answer | Loss
 
 
-class BatchStore(AllowanceStore):
+class BatchStore(AllowanceStore, CycleStore):
     """Batches, their members and their submissions."""
 
     async def depths(self) -> dict[str, int]:

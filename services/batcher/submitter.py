@@ -77,7 +77,7 @@ class Submitter:
         self._new_id = new_id
         self._ended = ended
         self._jitter = jitter
-        self._planned_cycle = 0
+        self._planned_cycle_us = 0
 
     def next_cycle_us(self, now_us: int) -> int:
         """When the next cycle takes whatever waits."""
@@ -108,15 +108,15 @@ class Submitter:
         return False
 
     async def _plan(self, lease: Lease, now_us: int) -> None:
-        """Forms the batches that are due. A cycle that found the hour's creates spent is tried again."""
-        cycle = now_us // self._limits.cycle_us
-        cycle_due = cycle > self._planned_cycle > 0
-        self._planned_cycle = self._planned_cycle or cycle
+        """Forms the batches that are due. A cycle that found the hour's creates spent is tried again, and one that a
+        replica did not finish is finished by the next.
+        """
+        cycle_due = await self._is_cycle_due(lease, now_us)
         depths = await self._store.depths()
         rooms = await self._store.rooms() if depths else {}
         limits = self._limits
         if not depths or not (cycle_due or planner.may_start(depths, limits.jobs_per_batch, rooms, now_us)):
-            self._planned_cycle = cycle
+            await self._end_cycle(lease, now_us)
             return
         creates_left = limits.creates_per_hour_max - await self._store.submissions_since(now_us - HOUR_US)
         if creates_left <= 0:
@@ -127,7 +127,24 @@ class Submitter:
             batch = await self._store.plan(planned, self._new_id(), lease)
             if batch is not None:
                 _log.info("batch_planned", batch=batch.batch_id, model=batch.model, jobs=batch.jobs)
-        self._planned_cycle = cycle
+        await self._end_cycle(lease, now_us)
+
+    async def _is_cycle_due(self, lease: Lease, now_us: int) -> bool:
+        """Whether nobody has planned this cycle. The first of all only begins the count: what waits has just come."""
+        start_us = planner.cycle_start_us(now_us, self._limits.cycle_us)
+        if start_us <= self._planned_cycle_us:
+            return False
+        self._planned_cycle_us = await self._store.planned_cycle()
+        if not self._planned_cycle_us:
+            await self._end_cycle(lease, now_us)
+        return start_us > self._planned_cycle_us
+
+    async def _end_cycle(self, lease: Lease, now_us: int) -> None:
+        """Writes that this cycle is planned, unless that is known."""
+        start_us = planner.cycle_start_us(now_us, self._limits.cycle_us)
+        if start_us > self._planned_cycle_us:
+            await self._store.end_cycle(start_us, lease)
+            self._planned_cycle_us = start_us
 
     async def _advance(self, batch: Batch, lease: Lease, now_us: int) -> None:
         if batch.not_before_us > now_us:

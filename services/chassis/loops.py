@@ -22,6 +22,8 @@ BACKOFF_SECONDS_MAX: Final = 30.0
 STOP_TIMEOUT_SECONDS: Final = 10.0
 # Of a lease's duration: two renewals may fail before it is over.
 RENEW_FRACTION: Final = 1 / 3
+# Of a lease's duration: so often a loop at least asks for a lease that another holds, to take over within two of them.
+ASK_FRACTION: Final = 1 / 2
 
 _log = logs.get_logger(__name__)
 Sleep = Callable[[float], Awaitable[None]]
@@ -52,6 +54,13 @@ def tell_failure(loop: str, error: Exception) -> None:
     """Counts and logs that a step failed; the loop goes on by itself."""
     loop_failed(loop)
     _log.warning("loop_failed", loop=loop, error=repr(error))
+
+
+def _rest_seconds(loop: Loop) -> float:
+    """The pause between two steps, or between two looks whether the lease of another replica is over."""
+    if loop.lease is None or loop.lease.fence is not None:
+        return loop.interval_seconds
+    return min(loop.interval_seconds, loop.lease.duration_seconds * ASK_FRACTION)
 
 
 class Runner:
@@ -115,7 +124,7 @@ class Runner:
             if failures:
                 await self._pause(self._backoff_seconds(failures), self._stopping)
             elif not more:
-                await self._pause(loop.interval_seconds * (0.9 + self._jitter() / 5), self._stopping, loop.woken)
+                await self._pause(_rest_seconds(loop) * (0.9 + self._jitter() / 5), self._stopping, loop.woken)
 
     def _backoff_seconds(self, failures: int) -> float:
         pause = min(BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10), BACKOFF_SECONDS_MAX)

@@ -13,11 +13,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
 
+from sandbox.s3 import BUCKET
 from sandbox.stack import Stack
+from services.batcher.object_store import batch_key
 from services.chassis import journal
 from services.wallet.holdings import (
     Account,
@@ -40,7 +43,11 @@ WALLET_TABLES: Final = (
     "accounts", "system_accounts", "reservations", "grants", "lots", "account_changes", "operations", "journal",
     "journal_head",
 )  # fmt: skip
-BATCHER_TABLES: Final = ("jobs", "settlements", "attempts", "batches", "submissions", "journal", "journal_head")
+BATCHER_TABLES: Final = (
+    "jobs", "settlements", "attempts", "batches", "submissions", "images", "journal", "journal_head",
+)  # fmt: skip
+ENDINGS: Final = frozenset({"job.succeeded", "job.failed", "job.expired", "job.cancelled", "job.rejected"})
+SETTLED: Final = frozenset({"job.settled", "job.uncollected"})
 FINAL_STATES: Final = frozenset({"SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED", "REJECTED"})
 BATCHER: Final = "batcher"
 
@@ -54,10 +61,15 @@ class Evidence:
     books: Row
 
 
-async def audit(stack: Stack) -> Evidence:
-    """Raises AssertionError with everything that does not add up; gives what it looked at."""
+async def audit(stack: Stack, *, second_batches: bool = False) -> Evidence:
+    """Raises AssertionError with everything that does not add up; gives what it looked at.
+
+    second_batches: an intent may have been bought again, where that was found and cancelled, or came to nothing.
+    """
     evidence = await gather(stack)
-    found = list(problems(evidence))
+    if second_batches:
+        evidence.books["batches"] = [row for row in evidence.books["batches"] if not _is_spared(row, evidence)]
+    found = [*problems(evidence), *_object_problems(evidence.batcher, stack.data / "objects" / BUCKET)]
     assert not found, "\n  ".join(["the audit found:", *found])
     return evidence
 
@@ -78,6 +90,7 @@ def problems(evidence: Evidence) -> Iterator[str]:
     yield from _balance_problems(evidence.wallet)
     yield from _reservation_problems(evidence.wallet)
     yield from _settlement_problems(evidence)
+    yield from _ending_once_problems(evidence.batcher)
     yield from _purchase_problems(evidence)
 
 
@@ -208,6 +221,39 @@ def _waiting_problems(job: Row, settlements: Sequence[Row], reservation: Row | N
         yield f"is {job['state']} without its tokens being held"
 
 
+def _ending_once_problems(batcher: Tables) -> Iterator[str]:
+    """By the journal each ended job has ended once, and was settled once."""
+    endings = Counter(row["subject"] for row in batcher["journal"] if row["kind"] in ENDINGS)
+    settled = Counter(row["subject"] for row in batcher["journal"] if row["kind"] in SETTLED)
+    for job in batcher["jobs"]:
+        due = 1 if job["state"] in FINAL_STATES else 0
+        times = (endings[job["uid"]], settled[job["uid"]])
+        if times != (due, due):
+            yield f"job {job['uid']} is {job['state']}, has ended {times[0]} times, was settled {times[1]} times"
+
+
+def _object_problems(batcher: Tables, bucket: Path) -> Iterator[str]:
+    """Each image is stored whole, and each file that a closed batch was read from."""
+    for image in batcher["images"]:
+        path = bucket / image["object_key"]
+        if not path.is_file() or path.stat().st_size != image["size_bytes"]:
+            yield f"image {image['account_id']}/{image['image_id']} is not stored as it was taken"
+    for batch in batcher["batches"]:
+        for part in ("output", "error") if batch["state"] == "CLOSED" else ():
+            path = bucket / batch_key(batch["batch_id"], batch["submission"], part)
+            if batch[f"{part}_file_id"] and not path.is_file():
+                yield f"the {part} file of batch {batch['batch_id']} is not stored"
+
+
+def _is_spared(purchase: Row, evidence: Evidence) -> bool:
+    """Whether a batch is a second one that was cancelled, or that had no file to work on; nobody may live by it."""
+    harmless = purchase["status"] in {"cancelling", "cancelled"} or (
+        purchase["status"] == "failed" and not purchase["answered"]
+    )
+    taken = {batch["provider_batch_id"] for batch in evidence.batcher["submissions"]}
+    return harmless and purchase["id"] not in taken
+
+
 def _purchase_problems(evidence: Evidence) -> Iterator[str]:
     """Each batch was bought once, under an intent of its own, with a line for each of its jobs."""
     bought = _by((row for row in evidence.books["batches"]), lambda row: row["metadata"]["batch_id"])
@@ -215,15 +261,14 @@ def _purchase_problems(evidence: Evidence) -> Iterator[str]:
     yield from (f"intent {intent} was bought {times} times" for intent, times in intents.items() if times > 1)
     adopted = {row["intent_id"] for row in evidence.batcher["submissions"] if row["state"] == "ADOPTED"}
     yield from (f"intent {intent} was bought and nobody took it" for intent in sorted(set(intents) - adopted))
-    members = _by(evidence.batcher["attempts"], "batch_id")
     for batch in evidence.batcher["batches"]:
         batch_id, purchases = batch["batch_id"], bought.pop(batch["batch_id"], [])
         if batch["provider_batch_id"] and len(purchases) != 1:
             yield f"batch {batch_id} was bought {len(purchases)} times"
         for purchase in purchases:
-            lines = len(members.get(batch_id, []))
-            if (purchase["lines"], purchase["id"]) != (lines, batch["provider_batch_id"]):
-                yield f"batch {batch_id} has {lines} jobs as {batch['provider_batch_id']}; bought was {purchase}"
+            if (purchase["lines"], purchase["id"]) != (batch["jobs"], batch["provider_batch_id"]):
+                known = (batch["jobs"], batch["provider_batch_id"])
+                yield f"batch {batch_id} has {known[0]} jobs as {known[1]}; bought was {purchase}"
     yield from (f"batch {batch_id} was bought and nobody knows it" for batch_id in bought)
     instant = sum(1 for row in evidence.batcher["jobs"] if row["lane"] == "INSTANT" and row["state"] == "SUCCEEDED")
     if evidence.books["chat_completions"] < instant:

@@ -14,8 +14,9 @@ from services.batcher.planner import Planned
 from services.batcher.store import Submitted
 from services.batcher.store_batches import Loss, Result
 from services.batcher.store_dead_jobs import ATTEMPTS_SHOWN_MAX, Attempt, Wanted, dead_jobs
+from services.chassis import leases
 from services.chassis.database import Conflict, migrate
-from services.chassis.leases import LeaseLost
+from services.chassis.leases import Lease, LeaseLost
 from services.chassis.sql.transaction import load_statements
 from tests.batcher_jobs import FAR_US, HOUR_US, LIMITS, image, new_job, new_uid, opened_stores
 
@@ -375,15 +376,54 @@ async def test_an_instant_attempt_is_an_orphan_once_its_lease_is_over(stores):
     await stores.jobs.add_image(image())
     (submitted,) = await stores.jobs.submit([new_job("now", lane=Lane.INSTANT)])
     (change,) = await stores.jobs.admit({submitted.job.uid: FAR_US}, lease_us=0)
-    orphans = await stores.jobs.orphans(10)
+    orphans = await stores.jobs.claim_orphans(10, 0)
     (again,) = await stores.jobs.lose(change.job.uid, 1, BROKEN, True, LIMITS, HOUR_US)
     (done,) = await stores.jobs.answer(change.job.uid, 2, ANSWER, LIMITS)
 
     assert orphans == [change.job.uid]
     assert (again.job.state, again.job.attempt) == (State.RUNNING, 2)
-    assert await stores.jobs.orphans(10) == []
+    assert await stores.jobs.claim_orphans(10, 0) == []
     assert await stores.jobs.answer(change.job.uid, 1, ANSWER, LIMITS) == []
     assert done.job.state is State.SUCCEEDED
+
+
+async def test_replicas_that_claim_orphans_at_once_get_different_ones_and_keep_them(stores):
+    await stores.jobs.add_image(image())
+    submitted = await stores.jobs.submit([new_job(f"now-{number}", lane=Lane.INSTANT) for number in range(30)])
+    await stores.jobs.admit({result.job.uid: FAR_US for result in submitted}, lease_us=0)
+    claims = await asyncio.gather(*(stores.jobs.claim_orphans(5, HOUR_US) for _ in range(4)))
+    rest = await stores.jobs.claim_orphans(100, HOUR_US)
+
+    claimed = [uid for claim in [*claims, rest] for uid in claim]
+    assert [len(claim) for claim in claims] == [5] * 4
+    assert sorted(claimed) == sorted(result.job.uid for result in submitted)
+    assert await stores.jobs.claim_orphans(100, HOUR_US) == []
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+async def test_a_claim_does_not_wait_for_one_that_is_not_committed(stores):
+    await stores.jobs.add_image(image())
+    submitted = await stores.jobs.submit([new_job(name, lane=Lane.INSTANT) for name in ("first", "second")])
+    await stores.jobs.admit({result.job.uid: FAR_US for result in submitted}, lease_us=0)
+    async with stores.database.transaction() as tx:
+        rows = await tx.rows("attempts_claim", now_us=FAR_US, lease_time_us=FAR_US, count=1)
+        async with asyncio.timeout(30):
+            others = await stores.jobs.claim_orphans(10, HOUR_US)
+
+    assert sorted([rows[0][0], *others]) == sorted(result.job.uid for result in submitted)
+
+
+async def test_a_cycle_is_decided_once_and_only_by_the_holder_of_the_lease(stores):
+    await stores.batches.end_cycle(600, stores.lease)
+    await stores.batches.end_cycle(300, stores.lease)
+    usurper = Lease(stores.database, "test", "another", 3600)
+    async with stores.database.transaction() as tx:
+        await leases.release(tx, "test", stores.lease.fence)
+    assert await usurper.hold()
+    with pytest.raises(LeaseLost):
+        await stores.batches.end_cycle(900, stores.lease)
+
+    assert await stores.batches.planned_cycle() == 600
 
 
 async def test_an_instant_attempt_that_is_kept_is_no_orphan(stores):
@@ -393,7 +433,7 @@ async def test_an_instant_attempt_that_is_kept_is_no_orphan(stores):
     await stores.jobs.admit({kept: FAR_US, left: FAR_US}, 0)
     await stores.jobs.keep_attempts([(kept, 1), (left, 2)], HOUR_US)
 
-    assert await stores.jobs.orphans(10) == [left]
+    assert await stores.jobs.claim_orphans(10, 0) == [left]
 
 
 async def test_a_loop_that_has_lost_its_lease_writes_nothing(stores):

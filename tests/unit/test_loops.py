@@ -217,6 +217,20 @@ async def test_a_loop_steps_only_where_its_lease_is_held_and_gives_it_back(datab
     assert (leader.failed, standby.failed) == ([], [])
 
 
+@pytest.mark.parametrize(("duration_seconds", "pause_seconds"), [(30.0, 10.0), (8.0, 4.0)])
+async def test_a_loop_without_its_lease_asks_for_it_at_least_twice_in_the_time_of_a_lease(
+    database: Database, duration_seconds: float, pause_seconds: float
+):
+    """So that the work of a dead replica is taken over within two lease times, however rare the loop's steps are."""
+    assert await Lease(database, "poller", "ann", 3600.0).hold()
+    standby = Stage(Lease(database, "poller", "bob", duration_seconds))
+    standby.runner.start()
+    await standby.until(lambda: standby.clock.pauses != [])
+    await standby.runner.stop()
+
+    assert standby.clock.pauses == [pause_seconds]
+
+
 class CountedLease(Lease):
     """Tells of each renewal."""
 

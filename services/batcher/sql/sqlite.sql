@@ -171,6 +171,12 @@ ORDER BY hold_expire_time_us LIMIT :count;
 SELECT model, count(*) AS jobs FROM jobs
 WHERE state IN ('ADMITTING', 'QUEUED') AND state = 'QUEUED' AND not_before_us <= :now_us GROUP BY model;
 
+-- name: cycle_read()^
+SELECT cycle_start_us FROM planner WHERE id = 1;
+
+-- name: cycle_write(cycle_start_us)!
+UPDATE planner SET cycle_start_us = :cycle_start_us WHERE id = 1 AND cycle_start_us < :cycle_start_us;
+
 -- name: queue_page(now_us, count_per_account, count)
 SELECT uid, account_id, model, line_bytes, queue_time_us, prompt_tokens FROM (
     SELECT uid, account_id, model, line_bytes, queue_time_us, prompt_tokens,
@@ -192,9 +198,13 @@ WHERE uid = :uid AND attempt = :attempt AND outcome = '';
 UPDATE attempts SET lease_time_us = :lease_time_us
 WHERE outcome = '' AND (uid, attempt) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:keys));
 
--- name: attempts_orphaned(now_us, count)
-SELECT uid FROM attempts
-WHERE batch_id = '' AND outcome = '' AND lease_time_us <= :now_us ORDER BY uid LIMIT :count;
+-- name: attempts_claim(now_us, lease_time_us, count)
+UPDATE attempts SET lease_time_us = :lease_time_us
+WHERE (uid, attempt) IN (
+    SELECT uid, attempt FROM attempts
+    WHERE batch_id = '' AND outcome = '' AND lease_time_us <= :now_us ORDER BY uid LIMIT :count
+)
+RETURNING uid;
 
 -- name: settlements_insert(uid, action, amount, create_time_us)!
 INSERT INTO settlements (uid, action, amount, state, create_time_us, update_time_us, refusal)
