@@ -86,12 +86,15 @@ class Stage:
         """How many lines each batch that was created has, oldest first."""
         return [batch.total for batch in self.provider.bought()]
 
-    async def submit(self, *colours: str, **fields: Any) -> None:
-        """Submits a job about a picture of each colour, under the colour's name, all in one call."""
+    async def submit(self, *colours: str, again: str = "", **fields: Any) -> None:
+        """Submits a job about a picture of each colour, under the colour's name, all in one call.
+
+        again: what goes before the names, where these were used before.
+        """
         requests = []
         for colour in colours:
             image = (await self.client.upload(picture(COLOURS[colour]))).image
-            requests.append(request_of(colour, image.image_id, **fields))
+            requests.append(request_of(again + colour, image.image_id, **fields))
         answer = await self.client.call("SubmitJobs", batcher_pb2.SubmitJobsRequest(items=requests))
         assert not [result for result in answer.results if result.HasField("refusal")], answer
 

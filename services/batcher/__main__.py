@@ -155,7 +155,7 @@ class Parts:
             self.uploads,
             watches,
             shield,
-            self.submitter.next_cycle_us,
+            self.submitter.outlook,
             self.settle.wake,
         )
 

@@ -51,6 +51,13 @@ class Result(NamedTuple):
     outcome: Answer | Loss
 
 
+class Opened(NamedTuple):
+    """How many submissions were opened, and when the first of them was."""
+
+    submissions: int
+    first_us: int
+
+
 class BatchStore(AllowanceStore, CycleStore):
     """Batches, their members and their submissions."""
 
@@ -110,11 +117,11 @@ class BatchStore(AllowanceStore, CycleStore):
             row = await tx.row("submission_open", batch_id=batch_id)
         return None if row is None else submission_of(row)
 
-    async def submissions_since(self, since_us: int) -> int:
-        """How many submissions opened since then have tried to create a batch, or may yet do so."""
+    async def submissions_since(self, since_us: int) -> Opened:
+        """The submissions opened since then that have tried to create a batch, or may yet do so."""
         async with self.database.reading() as tx:
             row = await tx.row("submissions_count", since_us=since_us)
-        return int(row[0]) if row else 0
+        return Opened(*row) if row else Opened(0, 0)
 
     async def doubted(self, since_us: int) -> list[Submission]:
         """Closed submissions opened since then that were once in doubt: a second batch of theirs may turn up."""
