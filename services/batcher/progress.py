@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import NamedTuple
 
 from services.batcher import batch as batches
@@ -14,14 +15,16 @@ from services.batcher.planner import NO_ROOMS
 class Outlook(NamedTuple):
     """What holds up more than one job. down_until_us: when a provider that does not answer is asked again;
     creates_until_us: when the hour has room for another batch; each 0 where nothing holds up. rooms: what may be
-    enqueued of the models of which that is known; wanted: tokens of all queued jobs of these.
+    enqueued of the models of which that is known; wanted: tokens of all queued jobs of these. obstacle: what all that
+    is to be bought waits for, or empty.
     """
 
     next_cycle_us: int
     down_until_us: int = 0
     creates_until_us: int = 0
     rooms: Mapping[str, Room] = NO_ROOMS
-    wanted: Mapping[str, int] = {}
+    wanted: Mapping[str, int] = MappingProxyType({})
+    obstacle: str = ""
 
 
 def clock(time_us: int) -> str:
@@ -35,6 +38,8 @@ def waiting_for(job: Job, batch: Batch | None, outlook: Outlook, now_us: int) ->
         return ""
     if job.state is State.ADMITTING:
         return "the wallet to answer"
+    if outlook.obstacle and is_unbought(job, batch):
+        return outlook.obstacle
     if job.state is State.QUEUED:
         return _queued(job, outlook, now_us)
     if job.lane is Lane.INSTANT:
@@ -44,6 +49,12 @@ def waiting_for(job: Job, batch: Batch | None, outlook: Outlook, now_us: int) ->
     if outlook.down_until_us > now_us:
         return f"provider is down, asked again at {clock(outlook.down_until_us)}"
     return "its batch" if batch is None else _batched(batch, now_us)
+
+
+def is_unbought(job: Job, batch: Batch | None) -> bool:
+    """Whether the job's next answer is still to be bought in a batch."""
+    planned = batch is not None and batch.state is batches.State.PLANNED and not batch.problem
+    return job.state is State.QUEUED or (job.state is State.BATCHED and planned)
 
 
 def _queued(job: Job, outlook: Outlook, now_us: int) -> str:

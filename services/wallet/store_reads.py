@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 from services.chassis import journal
 from services.chassis.database import Database, Transaction
@@ -44,6 +45,7 @@ class Reads:
     def __init__(self, database: Database, rules: Rules) -> None:
         self._database = database
         self._rules = rules
+        self._zone = ZoneInfo(rules.zone)
 
     async def holdings(self, account_id: str) -> Holdings | None:
         """An account and its lots: what has ended counts no longer. None when there is no such account."""
