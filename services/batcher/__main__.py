@@ -179,8 +179,7 @@ class Parts:
             self.uploads,
             watches,
             shield,
-            self.submitter.next_cycle_us,
-            self.purchases.obstacle,
+            self.submitter.outlook,
             self.settle.wake,
         )
 

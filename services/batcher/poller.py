@@ -82,11 +82,13 @@ class Poller:
                 except ProviderDown:
                     # Nothing was asked, so that nothing is learnt about the batch.
                     return None
+                except ProviderError as error:
+                    # The batch waits for a pause of its own, so that the loop need not.
+                    _log.warning("batch_stumbled", batch=batch.batch_id, error=str(error))
+                    await self._stumble(batch.batch_id, error, lease, now_us)
                 except Exception as error:
                     # One batch's trouble is not its neighbours'.
                     _log.warning("batch_not_followed", batch=batch.batch_id, error=f"{type(error).__name__}: {error}")
-                    if isinstance(error, ProviderError):
-                        await self._stumble(batch.batch_id, error, lease, now_us)
                     return error
             return None
 
@@ -169,6 +171,16 @@ class Poller:
         await self._store.close(batch.batch_id, lease)
         self._ended()
         _log.info("batch_closed", batch=batch.batch_id, provider_state=found.status)
+        await self._tidy(batch, found.input_file_id)
+
+    async def _tidy(self, batch: Batch, input_file_id: str) -> None:
+        """Deletes the input file, which the provider keeps else for 30 days, photographs and all; result files stay, as
+        a database that is restored from a backup reads them again.
+        """
+        try:
+            await self._provider.delete_file(input_file_id)
+        except ProviderError as error:
+            _log.warning("input_file_left", batch=batch.batch_id, error=str(error))
 
     async def _refused(self, batch: Batch, found: ProviderBatch, lease: Lease, now_us: int) -> None:
         """The batch failed after its create: its members wait, are cut into two batches, or fail, all or some."""

@@ -42,6 +42,13 @@ class Result(NamedTuple):
     outcome: Answer | Loss
 
 
+class Opened(NamedTuple):
+    """How many submissions were opened, and when the first of them was."""
+
+    submissions: int
+    first_us: int
+
+
 class BatchStore(MemberStore, CycleStore):
     """Batches, their members and their submissions."""
 
@@ -75,11 +82,11 @@ class BatchStore(MemberStore, CycleStore):
             row = await tx.row("submission_open", batch_id=batch_id)
         return None if row is None else submission_of(row)
 
-    async def submissions_since(self, since_us: int) -> int:
-        """How many submissions opened since then have tried to create a batch, or may yet do so."""
+    async def submissions_since(self, since_us: int) -> Opened:
+        """The submissions opened since then that have tried to create a batch, or may yet do so."""
         async with self.database.reading() as tx:
             row = await tx.row("submissions_count", since_us=since_us)
-        return int(row[0]) if row else 0
+        return Opened(*row) if row else Opened(0, 0)
 
     async def record(self, submission: Submission, lease: Lease) -> Submission:
         """Writes an open submission: its input file's id, or since when it is in doubt."""

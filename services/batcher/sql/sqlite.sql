@@ -351,7 +351,7 @@ UPDATE submissions SET
 WHERE batch_id = :batch_id AND attempt = :attempt AND state = 'OPEN';
 
 -- name: submissions_count(since_us)^
-SELECT count(*) AS submissions FROM submissions
+SELECT count(*) AS submissions, coalesce(min(create_time_us), 0) AS first_us FROM submissions
 WHERE create_time_us > :since_us AND (input_file_id <> '' OR state = 'OPEN');
 
 -- name: attempts_move(batch_id, uids)!
@@ -367,6 +367,10 @@ SELECT coalesce(sum(prompt_tokens), 0) AS tokens FROM jobs WHERE uid IN (SELECT 
 -- name: tokens_enqueued()
 SELECT model, sum(tokens) AS tokens FROM batches
 WHERE state <> 'CLOSED' AND state <> 'INGESTING' GROUP BY model;
+
+-- name: tokens_wanted()
+SELECT model, sum(prompt_tokens) AS tokens FROM jobs
+WHERE state IN ('ADMITTING', 'QUEUED') AND state = 'QUEUED' GROUP BY model;
 
 -- name: allowances_read()
 SELECT model, learnt_tokens, guessed, learn_time_us, refusals, not_before_us FROM allowances;
