@@ -8,7 +8,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -40,7 +40,7 @@ from services.batcher.store_reconciliation import ReconciliationStore
 from services.batcher.submitter import Submitter, SubmitterLimits
 from services.batcher.wallet_client import WalletClient
 from services.batcher.wallet_reconciler import WalletReconciler
-from services.batcher.webhook import Webhooks
+from services.batcher.webhook import Hasten, Webhooks
 from services.chassis import command, journal
 from services.chassis.database import Database, SqliteMemory, connect
 from services.chassis.group_commit import GroupCommitter
@@ -95,8 +95,9 @@ class Parts:
         self.books = ReconciliationStore(database, self.tail.wake)
         self.purchases = Purchases(self.books, self.provider.provider_identity())
         self.submitter = self._submitter()
-        poller = self._poller()
-        self.poll = self._leased("poller", lambda lease: poller.step(lease, now_us()), settings.poll_seconds)
+        self.poller = self._poller()
+        tick_seconds = min(QUICK_SECONDS, settings.poll_seconds / 2)
+        self.poll = self._leased("poller", lambda lease: self.poller.step(lease, now_us()), tick_seconds)
         self.uploads = Uploads(self.store, self.objects, settings.image_limits(), settings.upload_concurrency)
 
     def _wallet_is_owed(self) -> None:
@@ -113,12 +114,18 @@ class Parts:
 
     def _poller(self) -> Poller:
         settings = self.settings
-        limits = PollerLimits(settings.patience(), settings.job_limits())
+        limits = PollerLimits(_us(settings.poll_seconds), settings.patience(), settings.job_limits())
         folder = settings.work_folder
         return Poller(self.batches, self.objects, self.provider, folder, limits, new_id, self.settle.wake)
 
     def _provider_is_back(self) -> None:
         """Asks about the running batches soon, and not only when their time comes."""
+        self.poller.hasten()
+        self.poll.wake()
+
+    async def hasten(self, provider_batch_ids: Collection[str]) -> None:
+        """The provider has told of these batches: whichever replica polls asks about them."""
+        await self.batches.hasten(provider_batch_ids)
         self.poll.wake()
 
     def loops(self) -> list[Loop]:
@@ -284,7 +291,7 @@ def _defaults(settings: BatcherSettings) -> Defaults:
 
 
 @asynccontextmanager
-async def webhooks(settings: BatcherSettings, hasten: Callable[[], None]) -> AsyncIterator[None]:
+async def webhooks(settings: BatcherSettings, hasten: Hasten) -> AsyncIterator[None]:
     """Takes the provider's webhooks meanwhile, where that is configured. Raises RefusesToStart and OSError."""
     if settings.webhook_address == "off":
         yield
@@ -339,7 +346,7 @@ async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
         stack.callback(ending.cancel)
         stack.push_async_callback(server.drain)
         await server.start()
-        await stack.enter_async_context(webhooks(settings, parts.poll.wake))
+        await stack.enter_async_context(webhooks(settings, parts.hasten))
         runner.start()
         yield server
 

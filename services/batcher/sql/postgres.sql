@@ -438,3 +438,13 @@ ORDER BY hold_expire_time_us, uid LIMIT :count::bigint;
 UPDATE jobs SET hold_expire_time_us = r.hold_expire_time_us
 FROM jsonb_to_recordset(:rows::jsonb) AS r (uid text, hold_expire_time_us bigint)
 WHERE jobs.uid = r.uid AND jobs.state IN ('QUEUED', 'BATCHED', 'RUNNING');
+
+-- name: due_write(provider_batch_id, create_time_us)!
+INSERT INTO due_batches (provider_batch_id, create_time_us) VALUES (:provider_batch_id, :create_time_us)
+ON CONFLICT (provider_batch_id) DO UPDATE SET create_time_us = excluded.create_time_us;
+
+-- name: due_read(count)
+SELECT provider_batch_id FROM due_batches ORDER BY create_time_us DESC LIMIT :count;
+
+-- name: due_delete(keys, before_us)!
+DELETE FROM due_batches WHERE provider_batch_id IN (SELECT jsonb_array_elements_text(:keys::jsonb)) OR create_time_us < :before_us;

@@ -448,3 +448,13 @@ FROM (
     FROM json_each(:rows)
 ) AS r
 WHERE jobs.uid = r.uid AND jobs.state IN ('QUEUED', 'BATCHED', 'RUNNING');
+
+-- name: due_write(provider_batch_id, create_time_us)!
+INSERT INTO due_batches (provider_batch_id, create_time_us) VALUES (:provider_batch_id, :create_time_us)
+ON CONFLICT (provider_batch_id) DO UPDATE SET create_time_us = excluded.create_time_us;
+
+-- name: due_read(count)
+SELECT provider_batch_id FROM due_batches ORDER BY create_time_us DESC LIMIT :count;
+
+-- name: due_delete(keys, before_us)!
+DELETE FROM due_batches WHERE provider_batch_id IN (SELECT value FROM json_each(:keys)) OR create_time_us < :before_us;
