@@ -13,11 +13,12 @@ from services.chassis.fields import Checks
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.interceptors import log_cause
 from services.chassis.watch import RevisionCompacted, RevisionUnknown
-from services.wallet import errors, grpc_audit, grpc_messages, grpc_pages
+from services.wallet import errors, grpc_audit, grpc_history, grpc_messages, grpc_pages
 from services.wallet.commands import Command, Outcome
 from services.wallet.grpc_watch import Watches
 from services.wallet.store import Store
 from services.wallet.store_audit import Audit
+from services.wallet.store_history import NoSuchPlace
 from services.wallet.store_reads import Place
 
 SERVICE: Final = "punchcard.wallet.v1.WalletService"
@@ -212,18 +213,18 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
         self, request: wallet_pb2.ListTransactionsRequest, context: Any
     ) -> wallet_pb2.ListTransactionsResponse:
         size = grpc_pages.page_size(request.page_size)
+        wanted = grpc_history.wanted_rows(request)
         account_id = _readable_account(request.account_id)
         before = grpc_pages.history_revision(request.page_token, account_id)
-        rows = await self._store.transactions(account_id, before, size)
-        if before is not None and not rows:
-            # Each token that was given names a row of this account.
-            raise grpc_pages.bad_page_token(request.page_token)
-        if rows is None:
+        try:
+            page = await self._store.transactions(account_id, before, size, wanted)
+        except NoSuchPlace:
+            raise grpc_pages.bad_page_token(request.page_token) from None
+        if page is None:
             raise errors.AccountNotFound(account_id)
-        more = len(rows) == size and rows[-1].previous > 0
         return wallet_pb2.ListTransactionsResponse(
-            transactions=[grpc_messages.transaction_message(row) for row in rows],
-            next_page_token=grpc_pages.history_token(account_id, rows[-1].previous) if more else "",
+            transactions=[grpc_messages.transaction_message(row) for row in page.rows],
+            next_page_token=grpc_pages.history_token(account_id, page.next_revision) if page.next_revision else "",
         )
 
     async def GetBalanceAt(

@@ -324,12 +324,13 @@ class WalletServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTransactions(self, request, context):
-        """Pages through an account's journal, newest first.
+        """Pages through an account's journal, newest first: all of it, or what is of some kinds, of a period, with somebody.
 
         Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
-        Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+        Limits: page_size up to 1,000 (more is lowered), 0 means 100. A page looks at 10,000 rows at most: when few of them are
+        asked for, it is short or empty and still has a next_page_token. Only an empty next_page_token says that this is all.
 
-        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "kinds": ["TRANSACTION_KIND_GRANT", "TRANSACTION_KIND_COMMIT"], "start_time": "2026-01-01T00:00:00Z", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -156,12 +156,13 @@ class WalletServiceStub:
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListReservations
     """
     ListTransactions: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.ListTransactionsRequest, _wallet_pb2.ListTransactionsResponse]
-    """Pages through an account's journal, newest first.
+    """Pages through an account's journal, newest first: all of it, or what is of some kinds, of a period, with somebody.
 
     Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
-    Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+    Limits: page_size up to 1,000 (more is lowered), 0 means 100. A page looks at 10,000 rows at most: when few of them are
+    asked for, it is short or empty and still has a next_page_token. Only an empty next_page_token says that this is all.
 
-      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "kinds": ["TRANSACTION_KIND_GRANT", "TRANSACTION_KIND_COMMIT"], "start_time": "2026-01-01T00:00:00Z", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
     """
     GetBalanceAt: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.GetBalanceAtRequest, _wallet_pb2.GetBalanceAtResponse]
     """Reads what an account had at an instant of the past, as its journal tells it.
@@ -345,12 +346,13 @@ class WalletServiceAsyncStub(WalletServiceStub):
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListReservations
     """
     ListTransactions: _aio.UnaryUnaryMultiCallable[_wallet_pb2.ListTransactionsRequest, _wallet_pb2.ListTransactionsResponse]  # type: ignore[assignment]
-    """Pages through an account's journal, newest first.
+    """Pages through an account's journal, newest first: all of it, or what is of some kinds, of a period, with somebody.
 
     Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
-    Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+    Limits: page_size up to 1,000 (more is lowered), 0 means 100. A page looks at 10,000 rows at most: when few of them are
+    asked for, it is short or empty and still has a next_page_token. Only an empty next_page_token says that this is all.
 
-      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "kinds": ["TRANSACTION_KIND_GRANT", "TRANSACTION_KIND_COMMIT"], "start_time": "2026-01-01T00:00:00Z", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
     """
     GetBalanceAt: _aio.UnaryUnaryMultiCallable[_wallet_pb2.GetBalanceAtRequest, _wallet_pb2.GetBalanceAtResponse]  # type: ignore[assignment]
     """Reads what an account had at an instant of the past, as its journal tells it.
@@ -615,12 +617,13 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_pb2.ListTransactionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_pb2.ListTransactionsResponse, _abc.Awaitable[_wallet_pb2.ListTransactionsResponse]]:
-        """Pages through an account's journal, newest first.
+        """Pages through an account's journal, newest first: all of it, or what is of some kinds, of a period, with somebody.
 
         Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
-        Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+        Limits: page_size up to 1,000 (more is lowered), 0 means 100. A page looks at 10,000 rows at most: when few of them are
+        asked for, it is short or empty and still has a next_page_token. Only an empty next_page_token says that this is all.
 
-          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "kinds": ["TRANSACTION_KIND_GRANT", "TRANSACTION_KIND_COMMIT"], "start_time": "2026-01-01T00:00:00Z", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
         """
 
     @_abc_1.abstractmethod
