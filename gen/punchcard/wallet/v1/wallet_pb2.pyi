@@ -118,6 +118,10 @@ class _TransactionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """The freeze ended."""
     TRANSACTION_KIND_CLOSE: _TransactionKind.ValueType  # 14
     """The account was closed, and what was left taken."""
+    TRANSACTION_KIND_EARN: _TransactionKind.ValueType  # 15
+    """An earning rule gave tokens."""
+    TRANSACTION_KIND_CONVERT: _TransactionKind.ValueType  # 16
+    """Points became tokens."""
 
 class TransactionKind(_TransactionKind, metaclass=_TransactionKindEnumTypeWrapper):
     """What a row of the journal records."""
@@ -152,6 +156,10 @@ TRANSACTION_KIND_UNFREEZE: TransactionKind.ValueType  # 13
 """The freeze ended."""
 TRANSACTION_KIND_CLOSE: TransactionKind.ValueType  # 14
 """The account was closed, and what was left taken."""
+TRANSACTION_KIND_EARN: TransactionKind.ValueType  # 15
+"""An earning rule gave tokens."""
+TRANSACTION_KIND_CONVERT: TransactionKind.ValueType  # 16
+"""Points became tokens."""
 Global___TransactionKind: _TypeAlias = TransactionKind  # noqa: Y015
 
 class _FaultKind:
