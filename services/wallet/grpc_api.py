@@ -18,7 +18,6 @@ from services.wallet.commands import Command, Outcome
 from services.wallet.grpc_watch import Watches
 from services.wallet.store import Store
 from services.wallet.store_audit import Audit
-from services.wallet.store_history import NoSuchPlace
 from services.wallet.store_reads import Place
 
 SERVICE: Final = "punchcard.wallet.v1.WalletService"
@@ -39,6 +38,7 @@ SCOPES: Final[Mapping[str, str]] = {
     f"/{SERVICE}/GetReservation": "wallet.read",
     f"/{SERVICE}/ListReservations": "wallet.read",
     f"/{SERVICE}/ListTransactions": "wallet.read",
+    f"/{SERVICE}/ListDaySummaries": "wallet.read",
     f"/{SERVICE}/GetBalanceAt": "wallet.read",
     f"/{SERVICE}/FreezeAccount": "wallet.admin",
     f"/{SERVICE}/UnfreezeAccount": "wallet.admin",
@@ -217,20 +217,12 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
     async def ListTransactions(
         self, request: wallet_pb2.ListTransactionsRequest, context: Any
     ) -> wallet_pb2.ListTransactionsResponse:
-        size = grpc_pages.page_size(request.page_size)
-        wanted = grpc_history.wanted_rows(request)
-        account_id = _readable_account(request.account_id)
-        before = grpc_pages.history_revision(request.page_token, account_id)
-        try:
-            page = await self._store.transactions(account_id, before, size, wanted)
-        except NoSuchPlace:
-            raise grpc_pages.bad_page_token(request.page_token) from None
-        if page is None:
-            raise errors.AccountNotFound(account_id)
-        return wallet_pb2.ListTransactionsResponse(
-            transactions=[grpc_messages.transaction_message(row) for row in page.rows],
-            next_page_token=grpc_pages.history_token(account_id, page.next_revision) if page.next_revision else "",
-        )
+        return await grpc_history.list_transactions(self._store, request, _readable_account(request.account_id))
+
+    async def ListDaySummaries(
+        self, request: wallet_pb2.ListDaySummariesRequest, context: Any
+    ) -> wallet_pb2.ListDaySummariesResponse:
+        return await grpc_history.list_days(self._store, request, _readable_account(request.account_id))
 
     async def GetBalanceAt(
         self, request: wallet_pb2.GetBalanceAtRequest, context: Any

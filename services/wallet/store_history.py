@@ -6,7 +6,6 @@ Days are summed up when somebody asks: no change of a balance pays for a summary
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
-from zoneinfo import ZoneInfo
 
 from services.chassis import journal
 from services.chassis.database import Database, Transaction
@@ -80,7 +79,7 @@ class History:
     def __init__(self, database: Database, rules: Rules) -> None:
         self._database = database
         self._rules = rules
-        self._zone = ZoneInfo(rules.zone)
+        self._zone = calendar_day.zone_of(rules.zone)
 
     async def transactions(self, account_id: str, before: int | None, limit: int, wanted: Wanted = ALL) -> Page | None:
         """The wanted rows of an account, newest first: at most `limit` from revision `before` (None: from the newest).
