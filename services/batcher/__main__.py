@@ -16,6 +16,7 @@ from typing import Final
 from punchcard.batcher.v1 import batcher_pb2_grpc
 from services.batcher.admitter import Admitter, Listeners
 from services.batcher.amender import Amender
+from services.batcher.command_line import give_up_command
 from services.batcher.grpc_api import ERRORS, SCOPES, SERVICE, BatcherApi, Shield
 from services.batcher.grpc_submissions import Defaults, Submissions
 from services.batcher.grpc_uploads import Uploads
@@ -28,16 +29,20 @@ from services.batcher.object_urls import ImageUrls
 from services.batcher.openai_api import OpenAIApi
 from services.batcher.poller import Poller, PollerLimits
 from services.batcher.provider_circuit import ProviderCircuit
+from services.batcher.purchases import Purchases
+from services.batcher.reconciler import Reconciler
 from services.batcher.renewer import Renewer
 from services.batcher.settings import BatcherSettings
 from services.batcher.settler import Settler
 from services.batcher.store import NewJob, Store, Submitted
 from services.batcher.store_batches import BatchStore
+from services.batcher.store_reconciliation import ReconciliationStore
 from services.batcher.submitter import Submitter, SubmitterLimits
 from services.batcher.wallet_client import WalletClient
+from services.batcher.wallet_reconciler import WalletReconciler
 from services.batcher.webhook import Webhooks
 from services.chassis import command, journal
-from services.chassis.database import Database, connect
+from services.chassis.database import Database, SqliteMemory, connect
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.leases import Lease
 from services.chassis.loops import Loop, Runner
@@ -54,7 +59,8 @@ INSTANT_ATTEMPTS_MAX: Final = 2
 QUICK_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 5.0
 RENEW_SECONDS: Final = 60.0
-DUPLICATES_SECONDS: Final = 600.0
+# Jobs come and go by their age, so that caches help little; what is mapped counts as the process's own memory.
+SQLITE_MEMORY: Final = SqliteMemory(writer_cache_kib=16_384, reader_cache_kib=2_048, mapped_kib=0)
 
 
 class Parts:
@@ -86,6 +92,8 @@ class Parts:
         listeners = Listeners(self.instant.offer, self.settle.wake)
         self.admitter = Admitter(self.store, self.wallet, listeners, limits.lease_us)
         self.committer: GroupCommitter[NewJob, Submitted] = GroupCommitter(self.store.submit)
+        self.books = ReconciliationStore(database, self.tail.wake)
+        self.purchases = Purchases(self.books, self.provider.provider_identity())
         self.submitter = self._submitter()
         poller = self._poller()
         self.poll = self._leased("poller", lambda lease: poller.step(lease, now_us()), settings.poll_seconds)
@@ -99,11 +107,13 @@ class Parts:
     def _submitter(self) -> Submitter:
         files = InputFiles(self.store, self.batches, self.urls, self.settings.work_folder)
         limits = _submitter_limits(self.settings)
-        return Submitter(self.batches, files, self.provider, self.wallet, limits, new_id, self.settle.wake)
+        return Submitter(
+            self.batches, files, self.provider, self.wallet, limits, new_id, self.settle.wake, self.purchases
+        )
 
     def _poller(self) -> Poller:
         settings = self.settings
-        limits = PollerLimits(settings.patience(), _us(DUPLICATES_SECONDS), settings.job_limits())
+        limits = PollerLimits(settings.patience(), settings.job_limits())
         folder = settings.work_folder
         return Poller(self.batches, self.objects, self.provider, folder, limits, new_id, self.settle.wake)
 
@@ -114,7 +124,8 @@ class Parts:
     def loops(self) -> list[Loop]:
         """Every loop of the batcher. Those that several replicas could not run at once have a lease."""
         settings = self.settings
-        renewer = Renewer(self.store, self.wallet, _us(settings.hold_margin_hours * 3600) // 4)
+        margin_us = _us(settings.hold_margin_hours * 3600) // 4
+        renewer = Renewer(self.store, self.wallet, margin_us, self.purchases.is_begun)
         admitted_within_us = _us(settings.admission_wait_seconds + SWEEP_SECONDS)
 
         async def sweep_admissions(_: Lease) -> bool:
@@ -133,10 +144,23 @@ class Parts:
             Loop("instant_leases", self.instant.keep, self.settings.instant_timeout_seconds / 2),
             self._leased("submitter", lambda lease: self.submitter.step(lease, now_us()), QUICK_SECONDS),
             self.poll,
+            *self._reconcilers(),
             self._leased("renewer", lambda lease: renewer.step(lease, now_us()), RENEW_SECONDS),
             self._leased("admitter", sweep_admissions, SWEEP_SECONDS),
             Loop("instant", self.instant.sweep, SWEEP_SECONDS),
             self._leased("deadlines", sweep_deadlines, SWEEP_SECONDS),
+        ]
+
+    def _reconcilers(self) -> list[Loop]:
+        """They look often whether it is time: another replica may have just given its lease back."""
+        interval_us = _us(self.settings.reconcile_seconds)
+        folder = self.settings.work_folder
+        ours = Reconciler(self.books, self.provider, self.purchases, folder, interval_us, self.poll.wake)
+        paid = WalletReconciler(self.store, self.books, self.wallet, self.purchases, interval_us)
+        seconds = min(SWEEP_SECONDS, self.settings.reconcile_seconds)
+        return [
+            self._leased("reconciler", ours.step, seconds),
+            self._leased("wallet_reconciler", paid.step, seconds),
         ]
 
     def _leased(self, name: str, step: Callable[[Lease], Awaitable[bool]], interval_seconds: float) -> Loop:
@@ -156,11 +180,13 @@ class Parts:
             watches,
             shield,
             self.submitter.next_cycle_us,
+            self.purchases.obstacle,
             self.settle.wake,
         )
 
     async def start(self) -> None:
         """Starts what gathers and works beside the loops."""
+        await self.purchases.start()
         self.admitter.start()
         self.committer.start()
         self.instant.start()
@@ -218,6 +244,7 @@ def _provider(settings: BatcherSettings, circuit: ProviderCircuit) -> OpenAIApi:
         timeout_seconds=settings.openai_timeout_seconds,
         transfer_timeout_seconds=settings.openai_transfer_timeout_seconds,
         circuit=circuit,
+        deployment_id=settings.deployment_id,
     )
 
 
@@ -279,7 +306,8 @@ async def webhooks(settings: BatcherSettings, hasten: Callable[[], None]) -> Asy
 @asynccontextmanager
 async def opened(settings: BatcherSettings) -> AsyncIterator[tuple[Database, journal.Head]]:
     """The batcher's database, with a schema that is up to date, and its journal."""
-    async with await connect(settings.database_url, [FOLDER / "sql"]) as database:
+    seconds, sql = settings.database_timeout_seconds, [FOLDER / "sql"]
+    async with await connect(settings.database_url, sql, timeout_seconds=seconds, memory=SQLITE_MEMORY) as database:
         await command.refuse_old_schema("batcher", database, MIGRATIONS)
         await command.refuse_damage(database)
         async with database.transaction() as tx:
@@ -318,4 +346,4 @@ async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run("batcher", BatcherSettings, MIGRATIONS, running))
+    sys.exit(command.run("batcher", BatcherSettings, MIGRATIONS, running, [give_up_command(opened, new_id)]))

@@ -15,7 +15,7 @@ from services.batcher.grpc_submissions import Submissions
 from services.batcher.grpc_uploads import Received, Uploads, read_out
 from services.batcher.grpc_watch import Watches
 from services.batcher.job import Job, Lane
-from services.batcher.progress import waiting_for
+from services.batcher.progress import is_unbought, waiting_for
 from services.batcher.store import Store
 from services.batcher.store_batches import BatchStore
 from services.batcher.store_rows import JobView
@@ -80,7 +80,9 @@ class Shield(Protocol):
 
 
 class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
-    """The nine methods. next_cycle_us: when the cycle after a time comes; cancelled: called after a cancel."""
+    """The nine methods. next_cycle_us: when the cycle after a time comes; obstacle: what all that is to be bought waits
+    for, or empty; cancelled: called after a cancel.
+    """
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
         watches: Watches,
         shield: Shield,
         next_cycle_us: Callable[[int], int],
+        obstacle: Callable[[], Awaitable[str]],
         cancelled: Callable[[], None],
     ) -> None:
         self._store = store
@@ -100,6 +103,7 @@ class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
         self._watches = watches
         self._shield = shield
         self._next_cycle_us = next_cycle_us
+        self._obstacle = obstacle
         self._cancelled = cancelled
 
     async def UploadImage(
@@ -208,7 +212,8 @@ class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
         # A list of a thousand jobs of a hundred batches is not worth a read for each: it says so in general.
         look = with_text and view.job.batch_id and view.job.lane is Lane.BATCH
         batch = await self._batches.batch(view.job.batch_id) if look else None
-        waits = waiting_for(view.job, batch, self._next_cycle_us(now_us), now_us)
+        obstacle = await self._obstacle() if with_text and is_unbought(view.job, batch) else ""
+        waits = waiting_for(view.job, batch, self._next_cycle_us(now_us), now_us, obstacle)
         return grpc_messages.job_message(view, waits, with_text)
 
 

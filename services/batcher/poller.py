@@ -31,10 +31,8 @@ from services.chassis import logs
 from services.chassis.leases import Lease
 
 BATCHES_AT_ONCE = 8
-DAY_US = 24 * 3600 * 1_000_000
 MISSING_LINE = Failure("missing_line", "The provider's files hold no line for the job.")
 RESULT_LOST = Failure("result_lost", "The provider has an answer and does not hand it out.")
-DUPLICATES = Counter("batcher_duplicate_batches", "Second batches of one intent, found and cancelled.")
 LOST = Counter("batcher_lost_results", "Jobs whose answers the provider counted and never handed out.")
 
 _log = logs.get_logger(__name__)
@@ -44,7 +42,6 @@ class PollerLimits(NamedTuple):
     """patience: with a batch whose step fails, and with a provider that has no room."""
 
     patience: Patience
-    duplicates_us: int
     job: Limits
 
 
@@ -70,7 +67,6 @@ class Poller:
         self._jitter = jitter
         wait_us = limits.patience.first_us
         self._files = ResultFiles(store, objects, provider, folder, limits.job, wait_us, ended)
-        self._duplicates_due_us = 0
 
     async def step(self, lease: Lease, now_us: int) -> bool:
         """Asks about every batch that was bought, and ingests those that have ended."""
@@ -96,9 +92,6 @@ class Poller:
 
         bought = [b for b in await self._store.open_batches() if b.state in (State.RUNNING, State.INGESTING)]
         failures = await asyncio.gather(*(follow(batch) for batch in bought if batch.not_before_us <= now_us))
-        if now_us >= self._duplicates_due_us:
-            self._duplicates_due_us = now_us + self._limits.duplicates_us
-            await self._cancel_duplicates(now_us)
         raise_if_all_failed(failures)
         return False
 
@@ -240,20 +233,6 @@ class Poller:
         while count := await self._store.lose_members(batch.batch_id, loss, self._limits.job, lease):
             lost += count
         return lost
-
-    async def _cancel_duplicates(self, now_us: int) -> None:
-        """Looks for second batches of submissions that were once in doubt, for a day, and cancels them."""
-        doubted = await self._store.doubted(now_us - DAY_US)
-        if not doubted:
-            return
-        since_us = min(submission.create_time_us for submission in doubted) - batches.LOOK_BACK_US
-        for listed in await self._provider.list_since(since_us // 1_000_000):
-            for submission in doubted:
-                ours = batches.is_ours(listed.metadata, listed.input_file_id, submission)
-                if ours and listed.id != submission.provider_batch_id and listed.status not in _DYING:
-                    DUPLICATES.inc()
-                    _log.error("duplicate_batch", batch=submission.batch_id, provider_batch=listed.id, alert=True)
-                    await self._provider.cancel(listed.id)
 
 
 _DYING = batches.ENDED | {"cancelling"}

@@ -28,6 +28,11 @@ class BatcherSettings(ServerSettings):
     database_url: str = Field(
         "sqlite:.punchcard/batcher.db", description="sqlite:<path> or postgres://user:password@host/name.", repr=False
     )
+    database_timeout_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="How long a statement may take, in seconds; a frozen replica's locks last for twice as long.",
+    )
     token_audience: str = Field("punchcard.batcher", description="The aud that tokens for this service carry.")
     work_folder: Path = Field(
         Path(".punchcard/work"), description="Where batch files lie while they are built, sent and read."
@@ -62,6 +67,14 @@ class BatcherSettings(ServerSettings):
     openai_organization: str | None = Field(None, description="The organization that pays, if the key has several.")
     openai_project: str | None = Field(
         None, description="The project that owns the batches; with it set, keys may be rotated while batches run."
+    )
+    deployment_id: str = Field(
+        "",
+        pattern=r"^$|^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$",
+        description="Tells installations that buy under one key or project apart: each needs its own, for ever.",
+    )
+    reconcile_seconds: float = Field(
+        600.0, gt=0, description="How often the provider's and the wallet's books are compared with ours, in seconds."
     )
     openai_timeout_seconds: float = Field(30.0, gt=0, description="How long a small call may take, in seconds.")
     openai_transfer_timeout_seconds: float = Field(

@@ -24,6 +24,7 @@ from services.batcher.input_file import InputFiles, Unbuildable
 from services.batcher.job import HOLD_LOST, Failure, Job, Limits
 from services.batcher.openai_api import OpenAIApi, ProviderBusy, ProviderDown, ProviderError
 from services.batcher.outcome import Action
+from services.batcher.purchases import Purchases
 from services.batcher.store_batches import BatchStore, Loss, Result, raise_if_all_failed
 from services.batcher.wallet_client import WalletClient
 from services.batcher.wallet_holds import extend_holds
@@ -67,6 +68,7 @@ class Submitter:
         limits: SubmitterLimits,
         new_id: Callable[[], str],
         ended: Callable[[], None],
+        purchases: Purchases,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
@@ -76,6 +78,7 @@ class Submitter:
         self._limits = limits
         self._new_id = new_id
         self._ended = ended
+        self._purchases = purchases
         self._jitter = jitter
         self._planned_cycle_us = 0
 
@@ -85,7 +88,11 @@ class Submitter:
 
     async def step(self, lease: Lease, now_us: int) -> bool:
         """Plans what is due, then brings every open batch that is not bought yet one step further."""
-        await self._plan(lease, now_us)
+        if not await self._purchases.is_begun():
+            return False
+        may_buy = not await self._purchases.obstacle()
+        if may_buy:
+            await self._plan(lease, now_us)
         if self._provider.is_down():
             return False
         slots = asyncio.Semaphore(BATCHES_AT_ONCE)
@@ -103,7 +110,8 @@ class Submitter:
                     return error
             return None
 
-        outcomes = await asyncio.gather(*map(advance, await self._store.open_batches()))
+        unbought = [batch for batch in await self._store.open_batches() if may_buy or batch.state is not State.PLANNED]
+        outcomes = await asyncio.gather(*map(advance, unbought))
         raise_if_all_failed(outcomes)
         return False
 
@@ -191,21 +199,26 @@ class Submitter:
 
     async def _hold(self, batch: Batch, lease: Lease, now_us: int) -> dict[str, Failure]:
         """Makes the members' holds outlast the batch; the failures of those whose hold is gone. WalletUnavailable."""
-        short: list[Job] = [
-            member.job
-            async for member in self._store.members(batch.batch_id)
-            if member.job.hold_expire_time_us < now_us + self._limits.window_us
-        ]
+        short: list[Job] = []
         lost: dict[str, Failure] = {}
-        for start in range(0, len(short), HOLDS_MAX):
-            page = short[start : start + HOLDS_MAX]
-            duration_us = max(self._limits.window_us, *(job.hold_duration_us for job in page))
-            extended = await extend_holds(self._wallet, page, duration_us, now_us)
-            await self._store.renew(extended.expire_times_us, lease)
-            if extended.unanswered:
-                raise extended.unanswered
-            lost |= dict.fromkeys(extended.lost, HOLD_LOST)
-        return lost
+        async for member in self._store.members(batch.batch_id):
+            if member.job.hold_expire_time_us < now_us + self._limits.window_us:
+                short.append(member.job)
+            if len(short) == HOLDS_MAX:
+                lost |= await self._extend(short, lease, now_us)
+                short = []
+        return lost | await self._extend(short, lease, now_us)
+
+    async def _extend(self, short: list[Job], lease: Lease, now_us: int) -> dict[str, Failure]:
+        """Makes up to 1,000 holds outlast a batch; the failures of those that are gone. Raises WalletUnavailable."""
+        if not short:
+            return {}
+        duration_us = max(self._limits.window_us, *(job.hold_duration_us for job in short))
+        extended = await extend_holds(self._wallet, short, duration_us, now_us)
+        await self._store.renew(extended.expire_times_us, lease)
+        if extended.unanswered:
+            raise extended.unanswered
+        return dict.fromkeys(extended.lost, HOLD_LOST)
 
     async def _upload(self, submission: Submission, lease: Lease) -> Submission:
         """Builds and uploads an input file of this submission's own, and writes down its id."""
@@ -218,7 +231,7 @@ class Submitter:
         return await self._store.record(submission._replace(input_file_id=input_file_id), lease)
 
     async def _create(self, submission: Submission, lease: Lease) -> None:
-        tags = batches.metadata(submission.batch_id, submission.intent_id)
+        tags = batches.metadata(submission.batch_id, submission.intent_id, self._provider.deployment_id)
         bought = await self._provider.create_batch(submission.input_file_id, tags, self._limits.create_timeout_seconds)
         await self._store.adopt(submission, bought.id, lease)
         _log.info("batch_submitted", batch=submission.batch_id, provider_batch=bought.id)

@@ -11,8 +11,8 @@ import asyncio
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +20,6 @@ import asyncpg
 import pytest
 
 from punchcard.wallet.v1 import wallet_pb2, wallet_pb2_grpc
-from sandbox.process import StartFailed
 from services.batcher.batch import ENDED
 from tests.acceptance.arena import Arena, Victim
 from tests.acceptance.crowd import FAULTS, Crowd
@@ -99,12 +98,9 @@ def replayable(request: pytest.FixtureRequest) -> Iterator[None]:
 
 async def play(arena: Arena, strokes: Sequence[Stroke], name: str) -> Evidence:
     """One round; afterwards nothing is open, and all adds up. Raises AssertionError."""
-    crowd = Crowd(arena, f"round-{secrets.token_hex(4)}", f"{SEED}/{name}")
-    await asyncio.to_thread(twin, arena.stack, "PUT", "faults", {"seed": SEED, "faults": FAULTS})
     late: list[Held] = []
     held = arena.gate.arm(strokes[0].point, strokes[0].nth)
-    work = asyncio.create_task(crowd.work())
-    try:
+    async with working(arena, name) as (crowd, work):
         async with asyncio.timeout(PATIENCE_SECONDS):
             for stroke, following in zip(strokes, [*strokes[1:], None], strict=True):
                 await reached(arena, held, work)
@@ -115,12 +111,29 @@ async def play(arena: Arena, strokes: Sequence[Stroke], name: str) -> Evidence:
             for each in late:
                 each.deliver()
             await quiet(arena)
+    return await verified(arena, crowd)
+
+
+@asynccontextmanager
+async def working(
+    arena: Arena, name: str, faults: Sequence[Mapping[str, Any]] = ()
+) -> AsyncIterator[tuple[Crowd, asyncio.Task[None]]]:
+    """Customers at work, whose tasks are chosen by seed and name; at the end nothing is held any more.
+
+    faults: of the twin, beside those of every round.
+    """
+    crowd = Crowd(arena, f"round-{secrets.token_hex(4)}", f"{SEED}/{name}")
+    script = {"seed": SEED, "faults": [*FAULTS, *faults]}
+    await asyncio.to_thread(twin, arena.stack, "PUT", "faults", script)
+    work = asyncio.create_task(crowd.work())
+    supervision = asyncio.create_task(arena.supervise())
+    try:
+        yield crowd, work
     finally:
         arena.gate.open()
+        supervision.cancel()
         work.cancel()
-        with suppress(asyncio.CancelledError):
-            await work
-    return await verified(arena, crowd)
+        await asyncio.gather(supervision, work, return_exceptions=True)
 
 
 async def reached(arena: Arena, held: Held, work: asyncio.Task[None]) -> None:
@@ -156,7 +169,8 @@ async def strike(arena: Arena, stroke: Stroke, held: Held, following: Stroke | N
     if starting.done():
         starting.result()
     else:
-        starting.add_done_callback(_look)
+        # The next stroke may cut it short; where it fails otherwise, the round does too.
+        starting.add_done_callback(lambda start: start.cancelled() or start.exception())
     for wait in waits - {starting}:
         wait.cancel()
     if stroke.fate is Fate.LATER:
@@ -164,12 +178,6 @@ async def strike(arena: Arena, stroke: Stroke, held: Held, following: Stroke | N
     elif stroke.fate is Fate.LAST:
         late.append(held)
     return after
-
-
-def _look(starting: asyncio.Future[None]) -> None:
-    """A start that the next stroke cuts short is none that failed."""
-    if not starting.cancelled() and not isinstance(starting.exception(), StartFailed | None):
-        raise AssertionError from starting.exception()
 
 
 OPEN: Final = (
@@ -188,7 +196,13 @@ async def quiet(arena: Arena) -> None:
     async def is_quiet() -> bool:
         return not (any(await counted(url)) or await asyncio.to_thread(at_work, arena))
 
-    await until(is_quiet)
+    try:
+        await until(is_quiet)
+    except TimeoutError:
+        left = dict(
+            zip(("jobs", "settlements", "lowerings", "batches", "submissions"), await counted(url), strict=True)
+        )
+        raise AssertionError(f"the work does not come to its end; open are {left}") from None
 
 
 def at_work(arena: Arena) -> bool:

@@ -112,8 +112,10 @@ class PostgresDatabase(Database):
                 reset=_nothing_to_reset,
                 server_settings={
                     "application_name": "punchcard",
-                    # A replica that has vanished must not hold the journal's head for long.
+                    # A replica that has vanished, or sleeps, must not hold the journal's head for long: neither by a
+                    # transaction that has it, nor by others of its own that wait in line behind that one.
                     "idle_in_transaction_session_timeout": str(int(timeout_seconds * 1000 * _IDLE_TIMEOUTS_MAX)),
+                    "statement_timeout": str(int(timeout_seconds * 1000)),
                 },
             )
         except _DRIVER_ERRORS as error:
