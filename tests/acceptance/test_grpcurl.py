@@ -289,7 +289,7 @@ STORY = [
     "UnfreezeAccount", "UploadImage", "SubmitJob", "SubmitJobs", "GetJob", "ListJobs", "CancelJob", "WatchJob",
     "ListDeadJobs", "RetryJob", "GetBalanceAt", "WatchBalance", "ClaimDailyBonus", "RecordActivity", "ConvertPoints",
     "GrantAchievement", "GetEarnings", "PutEarningRules", "ListEarningRules", "RevokeGrant", "CloseAccount",
-    "VerifyLedger",
+    "ListDaySummaries", "VerifyLedger",
 ]  # fmt: skip
 ENDLESS = {"WatchBalance"}
 """Commands that run until their own time limit ends them."""
