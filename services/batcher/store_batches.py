@@ -18,6 +18,7 @@ from services.batcher.batch import Batch, State, Submission, SubmissionState
 from services.batcher.job import Answer, Change, Failure, Job, Limits
 from services.batcher.planner import Waiting
 from services.batcher.store_cycles import CycleStore
+from services.batcher.store_due import DueStore
 from services.batcher.store_members import MemberStore, count_members, note_of
 from services.batcher.store_rows import batch_of, check, lock_batches, lock_jobs, submission_of, write
 from services.chassis.database import Transaction
@@ -49,7 +50,7 @@ class Opened(NamedTuple):
     first_us: int
 
 
-class BatchStore(MemberStore, CycleStore):
+class BatchStore(MemberStore, CycleStore, DueStore):
     """Batches, their members and their submissions."""
 
     async def depths(self) -> dict[str, int]:
