@@ -11,13 +11,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from punchcard.batcher.v1 import batcher_pb2_grpc
+from punchcard.batcher.v1 import batcher_pb2_grpc, pricing_pb2_grpc
+from services.batcher import grpc_pricing
 from services.batcher.admitter import Admitter, Listeners
 from services.batcher.amender import Amender
 from services.batcher.command_line import give_up_command
-from services.batcher.grpc_api import ERRORS, SCOPES, SERVICE, BatcherApi, Shield
+from services.batcher.errors import PriceListMismatch
+from services.batcher.grpc_api import ERRORS, SCOPES, SERVICE, BatcherApi
+from services.batcher.grpc_messages import Shield
 from services.batcher.grpc_submissions import Defaults, Submissions
 from services.batcher.grpc_uploads import Uploads
 from services.batcher.grpc_watch import Watches
@@ -28,6 +31,7 @@ from services.batcher.object_store import ObjectStore
 from services.batcher.object_urls import ImageUrls
 from services.batcher.openai_api import OpenAIApi
 from services.batcher.poller import Poller, PollerLimits
+from services.batcher.pricing import base_of
 from services.batcher.provider_circuit import ProviderCircuit
 from services.batcher.purchases import Purchases
 from services.batcher.reconciler import Reconciler
@@ -36,6 +40,7 @@ from services.batcher.settings import BatcherSettings
 from services.batcher.settler import Settler
 from services.batcher.store import NewJob, Store, Submitted
 from services.batcher.store_batches import BatchStore
+from services.batcher.store_prices import PriceBook, PriceStore
 from services.batcher.store_reconciliation import ReconciliationStore
 from services.batcher.submitter import Submitter, SubmitterLimits
 from services.batcher.wallet_client import WalletClient
@@ -73,7 +78,9 @@ class Parts:
         self.epoch = head.epoch
         self.tailer = Tailer(reader(database), head.revision)
         self.tail = Loop("tailer", self.tailer.step, QUICK_SECONDS)
-        self.store = Store(database, self.tail.wake, inline)
+        self.book = PriceBook()
+        self.prices = PriceStore(database, settings.notice_us())
+        self.store = Store(database, self.tail.wake, inline, self.book)
         self.batches = BatchStore(database, self.tail.wake, settings.token_limits())
         self.wallet = WalletClient(
             settings.wallet_address,
@@ -190,6 +197,28 @@ class Parts:
             self.settle.wake,
         )
 
+    def pricing_api(self, shield: Shield) -> grpc_pricing.PricingApi:
+        """The edge of the prices."""
+        settings = self.settings
+        models = settings.model_names()
+        return grpc_pricing.PricingApi(
+            self.database, self.book, self.prices, shield, settings.model_default, models, settings.notice_us()
+        )
+
+    async def seed_prices(self) -> None:
+        """Puts the configured price lists that are not known yet. Raises RefusesToStart."""
+        try:
+            await self.prices.seed(self.settings.prices())
+        except PriceListMismatch as refusal:
+            raise RefusesToStart(
+                f"{refusal} It is {refusal.metadata['stored']} in the database, {refusal.metadata['received']} in the"
+                " configuration: give the configured list another version, or change prices by PutPriceList."
+            ) from None
+        async with self.database.reading() as tx:
+            lists, time_us = await self.book.seen(tx)
+        if base_of(lists, time_us) is None:
+            raise RefusesToStart("no price list is in force yet: one of the configured ones must be")
+
     async def start(self) -> None:
         """Starts what gathers and works beside the loops."""
         await self.purchases.start()
@@ -285,7 +314,6 @@ def _defaults(settings: BatcherSettings) -> Defaults:
         max_output_tokens=settings.max_output_tokens_default,
         deadline_us=_us(settings.deadline_default_hours * 3600),
         hold_durations_us={Lane.BATCH: WINDOW_HOURS * HOUR_US + margin_us, Lane.INSTANT: margin_us},
-        prices=settings.prices(),
         admission_wait_seconds=settings.admission_wait_seconds,
     )
 
@@ -328,17 +356,23 @@ async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
     async with AsyncExitStack() as stack:
         parts = Parts(settings, *await stack.enter_async_context(opened(settings)))
         stack.push_async_callback(parts.close)
+        await parts.seed_prices()
         await parts.objects.ensure_bucket()
         await parts.start()
         runner = Runner(parts.loops())
         stack.push_async_callback(runner.stop)
+
+        def add_servicers(registrar: Any) -> None:
+            batcher_pb2_grpc.add_BatcherServiceServicer_to_server(api, registrar)
+            pricing_pb2_grpc.add_PricingServiceServicer_to_server(parts.pricing_api(server.shielded), registrar)
+
         server = Server(
             settings,
             ERRORS,
-            SCOPES,
+            {**SCOPES, **grpc_pricing.SCOPES},
             settings.verifier(),
-            lambda registrar: batcher_pb2_grpc.add_BatcherServiceServicer_to_server(api, registrar),
-            [SERVICE],
+            add_servicers,
+            [SERVICE, grpc_pricing.SERVICE],
         )
         streams = WatchStreams(parts.epoch, server.draining)
         api = parts.api(server.shielded, Watches(parts.store, parts.tailer, streams))

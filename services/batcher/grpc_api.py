@@ -3,14 +3,15 @@
 import base64
 import binascii
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final
 
 import grpc
 
 from punchcard.batcher.v1 import batcher_pb2, batcher_pb2_grpc
 from services.batcher import errors, grpc_messages
 from services.batcher.grpc_dead_jobs import list_dead_jobs
+from services.batcher.grpc_messages import Shield
 from services.batcher.grpc_submissions import Submissions
 from services.batcher.grpc_uploads import Received, Uploads, read_out
 from services.batcher.grpc_watch import Watches
@@ -58,6 +59,12 @@ ERRORS: Final = ErrorTable(
         errors.ImageTooLarge: Row(_INVALID, "IMAGE_TOO_LARGE"),
         errors.ChecksumMismatch: Row(_INVALID, "CHECKSUM_MISMATCH"),
         errors.IdempotencyMismatch: Row(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_MISMATCH"),
+        errors.PriceListNotFound: Row(_NOT_FOUND, "PRICE_LIST_NOT_FOUND"),
+        errors.PriceListWithdrawn: Row(_PRECONDITION, "PRICE_LIST_WITHDRAWN"),
+        errors.PriceListInForce: Row(_PRECONDITION, "PRICE_LIST_IN_FORCE"),
+        errors.RolloutShrinks: Row(_PRECONDITION, "ROLLOUT_SHRINKS"),
+        errors.TooManyPriceLists: Row(_PRECONDITION, "TOO_MANY_PRICE_LISTS"),
+        errors.PriceChanged: Row(_PRECONDITION, "PRICE_CHANGED"),
         errors.InsufficientFunds: Row(_PRECONDITION, "INSUFFICIENT_FUNDS"),
         errors.WalletRefused: Row(_PRECONDITION, "WALLET_REFUSED"),
         errors.JobNotDead: Row(_PRECONDITION, "JOB_NOT_DEAD"),
@@ -67,16 +74,6 @@ ERRORS: Final = ErrorTable(
     },
 )
 """How each refusal looks on the wire."""
-
-Answer = TypeVar("Answer")
-
-
-class Shield(Protocol):
-    """Runs work that a client's deadline must not cut in the middle; the server waits for it when it drains."""
-
-    def __call__(self, work: Coroutine[Any, Any, Answer]) -> Awaitable[Answer]:
-        """The result of the work, or its exception."""
-        ...
 
 
 class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
@@ -186,9 +183,10 @@ class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
         job_id = checks.id("job_id", request.job_id)
         if checks.id("new_job_id", request.new_job_id) == job_id:
             checks.fail("new_job_id", job_id, "must be another than job_id, which never reopens")
+        terms = grpc_messages.terms_of(checks, request)
         checks.done()
         _check_account(account_id)
-        retry = self._submissions.retry(account_id, job_id, request.new_job_id, current_principal())
+        retry = self._submissions.retry(account_id, job_id, request.new_job_id, terms, current_principal())
         view, replayed = await self._shield(retry)
         return batcher_pb2.RetryJobResponse(job=await self._message(view), replayed=replayed)
 

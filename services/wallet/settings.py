@@ -1,11 +1,10 @@
 """The wallet's settings: environment variables WALLET_*, or `.env`."""
 
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.chassis.settings import ServerSettings
+from services.wallet import calendar_day
 from services.wallet.economy import Rules, read_rules
 
 
@@ -53,10 +52,7 @@ class WalletSettings(ServerSettings):
     @field_validator("economy_zone")
     @classmethod
     def _zone_is_known(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"there is no time zone {name!r}") from None
+        calendar_day.zone_of(name)
         return name
 
     @field_validator("earning_rules")

@@ -6,7 +6,6 @@ Points, streaks and counters belong to accounts whose tokens are locked before, 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
-from zoneinfo import ZoneInfo
 
 from services.chassis import journal
 from services.chassis.database import Database, Transaction
@@ -124,7 +123,7 @@ class EconomyReads:
     def __init__(self, database: Database, rules: Rules) -> None:
         self._database = database
         self._rules = rules
-        self._zone = ZoneInfo(rules.zone)
+        self._zone = calendar_day.zone_of(rules.zone)
 
     async def standing(self, account_id: str) -> Standing | None:
         """What an account has earned and used; None when there is no such account."""

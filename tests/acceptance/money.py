@@ -298,6 +298,9 @@ def _purchase_problems(evidence: Evidence) -> Iterator[str]:
         for purchase in purchases:
             if (purchase["lines"], purchase["id"]) != (batch["jobs"], batch["provider_batch_id"]):
                 known = (batch["jobs"], batch["provider_batch_id"])
+                if (purchase["status"], purchase["lines"], purchase["id"]) == ("cancelled", 0, known[1]):
+                    # It was cancelled before the provider had read its file.
+                    continue
                 yield f"batch {batch_id} has {known[0]} jobs as {known[1]}; bought was {purchase}"
     yield from (f"batch {batch_id} was bought and nobody knows it" for batch_id in bought)
     instant = sum(1 for row in evidence.batcher["jobs"] if row["lane"] == "INSTANT" and row["state"] == "SUCCEEDED")

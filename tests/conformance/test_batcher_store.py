@@ -22,8 +22,18 @@ from tests.batcher_jobs import FAR_US, HOUR_US, LIMITS, image, new_job, new_uid,
 
 ANSWER = Answer("a cat", "stop", 10, 2)
 BROKEN = Failure("server_error", "It broke.")
-BULK = {"rows", "uids", "keys", "batch_ids"}
-TABLES = {"jobs", "batches", "attempts", "submissions", "settlements", "lowerings", "images"}
+BULK = {"rows", "uids", "keys", "batch_ids", "versions"}
+TABLES = {
+    "jobs",
+    "batches",
+    "attempts",
+    "submissions",
+    "settlements",
+    "lowerings",
+    "images",
+    "price_lists",
+    "price_rollouts",
+}
 
 
 @pytest.fixture

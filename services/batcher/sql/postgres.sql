@@ -448,3 +448,52 @@ SELECT provider_batch_id FROM due_batches ORDER BY create_time_us DESC LIMIT :co
 
 -- name: due_delete(keys, before_us)!
 DELETE FROM due_batches WHERE provider_batch_id IN (SELECT jsonb_array_elements_text(:keys::jsonb)) OR create_time_us < :before_us;
+
+-- name: price_head_read()^
+SELECT revision FROM price_head WHERE id = 1;
+
+-- name: price_head_share()^
+SELECT revision FROM price_head WHERE id = 1 FOR SHARE;
+
+-- name: price_head_lock()^
+SELECT revision FROM price_head WHERE id = 1 FOR UPDATE;
+
+-- name: price_head_advance(revision)!
+UPDATE price_head SET revision = :revision WHERE id = 1 AND revision < :revision;
+
+-- name: price_list_get(version)^
+SELECT version, document, effective_time_us, create_time_us, withdraw_time_us, actor, put_revision, last_revision
+FROM price_lists
+WHERE version = :version;
+
+-- name: price_lists_alive(now_us, count)
+SELECT version, document, effective_time_us, create_time_us, withdraw_time_us, actor, put_revision, last_revision
+FROM price_lists
+WHERE withdraw_time_us = 0 AND (effective_time_us, put_revision) >= (
+    SELECT l.effective_time_us, l.put_revision
+    FROM price_lists l JOIN price_rollouts r ON r.version = l.version
+    WHERE l.withdraw_time_us = 0 AND l.effective_time_us <= :now_us AND r.percent = 100 AND r.start_time_us <= :now_us
+    ORDER BY l.effective_time_us DESC, l.put_revision DESC LIMIT 1
+)
+ORDER BY effective_time_us, put_revision LIMIT :count::bigint;
+
+-- name: price_lists_page(before_revision, count)
+SELECT version, document, effective_time_us, create_time_us, withdraw_time_us, actor, put_revision, last_revision
+FROM price_lists
+WHERE put_revision < :before_revision ORDER BY put_revision DESC LIMIT :count::bigint;
+
+-- name: price_rollouts_of(versions)
+SELECT version, percent, start_time_us FROM price_rollouts
+WHERE version IN (SELECT jsonb_array_elements_text(:versions::jsonb)) ORDER BY version, percent;
+
+-- name: price_lists_insert(version, document, effective_time_us, create_time_us, actor, put_revision)!
+INSERT INTO price_lists (
+    version, document, effective_time_us, create_time_us, withdraw_time_us, actor, put_revision, last_revision
+)
+VALUES (:version, :document, :effective_time_us, :create_time_us, 0, :actor, :put_revision, :put_revision);
+
+-- name: price_rollouts_insert(version, percent, start_time_us)!
+INSERT INTO price_rollouts (version, percent, start_time_us) VALUES (:version, :percent, :start_time_us);
+
+-- name: price_lists_change(version, withdraw_time_us, last_revision)!
+UPDATE price_lists SET withdraw_time_us = :withdraw_time_us, last_revision = :last_revision WHERE version = :version;

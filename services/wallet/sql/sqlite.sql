@@ -214,6 +214,63 @@ SELECT asset, sum(balance) AS balance FROM (
     SELECT asset, balance FROM accounts UNION ALL SELECT asset, balance FROM system_accounts
 ) AS everybody GROUP BY asset;
 
+-- What can be asked of an account's history.
+
+-- name: list_newest(account_id)
+-- The newest row of each asset that an account has or had.
+SELECT asset, revision FROM accounts WHERE account_id = :account_id;
+
+-- name: find_row_near(subject, time_us, head, near)
+-- An account's last row at or before an instant, if it is among everybody's last ones: times rise with the revisions, so that
+-- halving finds where that instant is in the journal.
+WITH RECURSIVE search AS (
+    SELECT 0 AS low, :head AS high
+    UNION ALL
+    SELECT CASE WHEN j.time_us <= :time_us THEN j.revision ELSE search.low END,
+        CASE WHEN j.time_us <= :time_us THEN search.high ELSE j.revision - 1 END
+    FROM search JOIN journal j ON j.revision = (search.low + search.high + 1) / 2
+    WHERE search.low < search.high
+), place AS (SELECT low FROM search WHERE low = high)
+SELECT j.revision FROM journal j
+WHERE j.revision <= (SELECT low FROM place) AND j.revision > (SELECT low FROM place) - :near
+    AND j.subject = :subject
+ORDER BY j.revision DESC LIMIT 1;
+
+-- name: list_wanted(revision, kinds, counterparty, since_us, until_us, scan, count)
+-- So many rows of an account's history that are wanted, and the last one that was looked at, on a walk back.
+WITH RECURSIVE walk AS (
+    SELECT 0 AS revision, :revision AS previous, :since_us AS time_us, 0 AS step, 0 AS found, 0 AS matched
+    UNION ALL
+    SELECT j.revision, j.previous, j.time_us, walk.step + 1, walk.found + walk.matched,
+        CASE WHEN j.time_us >= :since_us AND j.time_us < :until_us
+            AND (:kinds = '[]' OR j.kind IN (SELECT value FROM json_each(:kinds)))
+            AND (:counterparty = '' OR j.body ->> '$.counterparty' = :counterparty
+                OR j.body ->> '$.facts.peer' = :counterparty)
+            THEN 1 ELSE 0 END
+    FROM walk JOIN journal j ON j.revision = walk.previous
+    WHERE walk.found + walk.matched < :count AND walk.step < :scan AND walk.time_us >= :since_us
+)
+SELECT j.revision, j.time_us, j.kind, j.actor, j.subject, j.previous, j.body, j.hash, walk.matched
+FROM walk JOIN journal j ON j.revision = walk.revision
+WHERE walk.matched = 1 OR walk.step = (SELECT max(step) FROM walk) ORDER BY walk.step;
+
+-- name: sum_day(revision, since_us, scan)
+-- What the rows of a day came to, by what they are, on a walk back from its last one; and the row before the first of them.
+WITH RECURSIVE walk AS (
+    SELECT revision, previous, time_us, 1 AS step FROM journal WHERE revision = :revision
+    UNION ALL
+    SELECT j.revision, j.previous, j.time_us, walk.step + 1 FROM walk JOIN journal j ON j.revision = walk.previous
+    WHERE walk.step < :scan AND j.time_us >= :since_us
+), moves AS (
+    SELECT j.kind, j.previous, j.body ->> '$.balance_change' AS change,
+        CASE WHEN j.kind = 'grant' AND j.actor = '@wallet' THEN coalesce(j.body ->> '$.facts.reference', '')
+            ELSE coalesce(j.body ->> '$.facts.rule', '') || coalesce(':' || (j.body ->> '$.facts.name'), '') END AS rule
+    FROM walk JOIN journal j ON j.revision = walk.revision
+)
+SELECT kind, rule, coalesce(sum(CASE WHEN change > 0 THEN change END), 0) AS amount_in,
+    coalesce(-sum(CASE WHEN change < 0 THEN change END), 0) AS amount_out, count(*) AS rows, min(previous) AS next_revision
+FROM moves GROUP BY kind, rule ORDER BY kind, rule;
+
 -- What an audit asks. A page is walked by key, and takes no lock.
 
 -- name: page_accounts(after_a, after_b, limit)
