@@ -107,3 +107,4 @@ async def opened_stores(url: str) -> AsyncIterator[Stores]:
         lease = Lease(database, "test", "tester", 3600)
         assert await lease.hold()
         yield Stores(database, lease)
+        await lease.release()

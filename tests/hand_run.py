@@ -84,7 +84,6 @@ class Replica:
         self.sandbox = sandbox
         self.parts = parts
         self.name = name
-        self.poller = parts._poller()
         self._leases: dict[str, Lease] = {}
 
     async def lease(self, loop: str) -> Lease:
@@ -99,8 +98,9 @@ class Replica:
         await self.parts.submitter.step(await self.lease("submitter"), now_us() + later_us)
 
     async def poll(self, later_us: int = 0) -> None:
-        """One step of the poller."""
-        await self.poller.step(await self.lease("poller"), now_us() + later_us)
+        """One step of the poller, which asks about all batches."""
+        self.parts.poller.hasten()
+        await self.parts.poller.step(await self.lease("poller"), now_us() + later_us)
 
     async def settle(self) -> None:
         """One step of the settler."""
@@ -158,10 +158,22 @@ async def replicas_in(sandbox: Sandbox, count: int = 1, **changes: Any) -> Async
         for number in range(count):
             parts = Parts(settings, *await stack.enter_async_context(opened(settings)))
             stack.push_async_callback(parts.close)
+            await parts.seed_prices()
             await parts.objects.ensure_bucket()
             await parts.start()
+            await _read_the_books(parts)
             replicas.append(Replica(sandbox, parts, f"replica-{number}"))
         yield replicas
+
+
+async def _read_the_books(parts: Parts) -> None:
+    """Compares the books with the provider's and the wallet's once, as nothing is bought before."""
+    for loop in parts._reconcilers():
+        assert loop.lease is not None
+        assert await loop.lease.hold()
+        await loop.step()
+        await loop.lease.release()
+    assert await parts.purchases.is_begun()
 
 
 def hold_requests(sandbox: Sandbox, gate: Gate, wanted: str, *, done: bool = False) -> None:

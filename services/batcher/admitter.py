@@ -12,11 +12,13 @@ from typing import NamedTuple
 from services.batcher.errors import BatcherError, InsufficientFunds, WalletRefused
 from services.batcher.job import Failure, Job, Lane, State
 from services.batcher.store import Store
-from services.batcher.wallet_client import Held, Refused, Reserve, WalletClient, WalletUnavailable
+from services.batcher.wallet_client import Held, Refused, WalletClient, WalletUnavailable
+from services.batcher.wallet_settlements import reserve_of
 from services.chassis import logs
 from services.chassis.group_commit import GroupCommitter
 
 SWEEP_JOBS_MAX = 1_000
+PAID = "RESERVATION_COMMITTED"
 
 _log = logs.get_logger(__name__)
 
@@ -89,12 +91,15 @@ class Admitter:
         """
         if not asked:
             return {}, {}
-        answers = await self._wallet.reserve_many([_reserve_of(job) for job in asked])
+        answers = await self._wallet.reserve_many([reserve_of(job) for job in asked])
         outcomes: dict[str, int | Failure] = {}
         refusals: dict[str, Exception] = {}
         for job, answer in zip(asked, answers, strict=True):
             if isinstance(answer, Held):
                 outcomes[job.uid] = answer.expire_time_us
+            elif isinstance(answer, Refused) and answer.reason == PAID:
+                # It had its answer before our database was restored; it is not charged for the next one.
+                outcomes[job.uid] = job.create_time_us + job.hold_duration_us
             elif isinstance(answer, Refused):
                 error = _refusal(job, answer)
                 refusals[job.uid] = error
@@ -115,18 +120,6 @@ class Admitter:
 def _answer(job: Job, refusal: Exception | None) -> Job | Exception:
     """What the caller is told. A job that was cancelled meanwhile was not refused, whatever became of its key."""
     return refusal if refusal is not None and job.state in (State.ADMITTING, State.REJECTED) else job
-
-
-def _reserve_of(job: Job) -> Reserve:
-    return Reserve(
-        account_id=job.account_id,
-        payer_account_id=job.payer_account_id,
-        reservation_id=job.uid,
-        amount=job.price,
-        hold_duration_us=job.hold_duration_us,
-        price_version=job.price_version,
-        reference=job.job_id,
-    )
 
 
 def _refusal(job: Job, refused: Refused) -> BatcherError:

@@ -8,13 +8,11 @@ from collections.abc import Callable
 
 from services.batcher.store import Store
 from services.batcher.wallet_client import Amend, Refused, WalletClient, WalletUnavailable
-from services.batcher.wallet_holds import STILL_HELD
+from services.batcher.wallet_holds import LOWERED_ID, STILL_HELD
 from services.chassis import logs
 from services.chassis.leases import Lease
 
 LOWERINGS_MAX = 1_000
-AMEND_ID = "fallback"
-"""A job falls back once, so that its reservation has one such amendment."""
 
 _log = logs.get_logger(__name__)
 
@@ -32,7 +30,7 @@ class Amender:
         pending = await self._store.pending_lowerings(LOWERINGS_MAX)
         if not pending:
             return False
-        answers = await self._wallet.settle_many([Amend(uid, AMEND_ID, amount=amount) for uid, amount in pending])
+        answers = await self._wallet.settle_many([Amend(uid, LOWERED_ID, amount=amount) for uid, amount in pending])
         refusals = {
             uid: answer.reason if isinstance(answer, Refused) else ""
             for (uid, _), answer in zip(pending, answers, strict=True)

@@ -219,6 +219,12 @@ def steady(batch: Batch) -> Batch:
     return batch._replace(not_before_us=0, problem="", failures=0, failing_since_us=0)
 
 
+def recover(batch: Batch, jobs: int, submission: int, provider_batch_id: str, now_us: int) -> Batch:
+    """A purchase was found that our database had forgotten."""
+    frozen = batch._replace(jobs=jobs, total=jobs, submission=submission)
+    return adopt(frozen, provider_batch_id, now_us)
+
+
 def split(batch: Batch, batch_id: str, moved: int, moved_tokens: int, now_us: int) -> tuple[Batch, Batch]:
     """Cuts a planned batch in two: what is left of it, and a new one of the moved jobs. Both go at once."""
     jobs = batch.jobs - moved
@@ -304,6 +310,7 @@ def is_ours(metadata: Mapping[str, str], input_file_id: str, submission: Submiss
     return metadata.get("intent_id") == submission.intent_id or input_file_id == submission.input_file_id != ""
 
 
-def metadata(batch_id: str, intent_id: str) -> Mapping[str, str]:
+def metadata(batch_id: str, intent_id: str, deployment_id: str = "") -> Mapping[str, str]:
     """The tags that a batch carries at the provider: the only thing by which a lost create can be found again."""
-    return {"intent_id": intent_id, "batch_id": batch_id}
+    tags = {"intent_id": intent_id, "batch_id": batch_id}
+    return tags | {"deployment_id": deployment_id} if deployment_id else tags

@@ -11,6 +11,7 @@
 - `hold`: the wallet says HELD. Nothing that costs money is done before.
 - `plan`: a batch takes the job. Until the batch is frozen a cancel ends the job at once; after it, a cancel is a wish.
 - `start`: the provider has accepted the batch.
+- `recover`: a batch was found that our database had forgotten, being restored from a backup.
 - `lose`: an attempt ended without an answer. Whether the job tries again is decided here and nowhere else. An instant
   job whose tries are used up through no fault of its own falls back to the lane BATCH, if it was submitted so: from
   then on its price is the one that was pinned for this, and the wallet is to be told that it holds too much.
@@ -294,6 +295,35 @@ def settle(job: Job, settlement: Settlement, accepted: bool, now_us: int) -> Cha
     state = SettlementState.SETTLED if accepted else SettlementState.REFUSED
     kind = "job.settled" if accepted else "job.uncollected"
     return Change(kind, job, job._replace(update_time_us=now_us), settlement=settlement._replace(state=state))
+
+
+def uncollect(job: Job, settlement: Settlement, now_us: int) -> Change | None:
+    """The wallet has lost a settlement that it had taken, and refuses it now."""
+    if not is_final(job) or settlement.state is not SettlementState.SETTLED:
+        return None
+    refused = settlement._replace(state=SettlementState.REFUSED)
+    return Change("job.uncollected", job, job._replace(update_time_us=now_us), settlement=refused)
+
+
+def recover(job: Job, attempt: int, batch_id: str, now_us: int) -> Change | None:
+    """A batch that we had forgotten was bought with this attempt of the job: the job waits for it, in whatever place
+    the forgetting has put it. None where that batch can't have its answer, or the job is in it already.
+    """
+    at_work = job.state in (State.BATCHED, State.RUNNING)
+    if is_final(job) or job.lane is not Lane.BATCH or attempt < max(job.attempt, 1):
+        return None
+    if at_work and job.batch_id == batch_id:
+        return None
+    held_until_us = job.hold_expire_time_us or job.create_time_us + job.hold_duration_us
+    after = job._replace(
+        state=State.BATCHED,
+        attempt=attempt,
+        batch_id=batch_id,
+        update_time_us=now_us,
+        hold_expire_time_us=held_until_us,
+    )
+    moved = at_work and attempt == job.attempt
+    return Change("job.recovered", job, after, opened=not moved, ended="forgotten" if at_work and not moved else "")
 
 
 def _is_at_work(job: Job, attempt: int) -> bool:

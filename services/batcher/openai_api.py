@@ -34,6 +34,9 @@ from services.batcher.provider_circuit import ProviderCircuit
 CHUNK_BYTES = 1024 * 1024
 PAGE_BATCHES = 100
 PAGES_MAX = 200
+LISTED_PAGES_MAX = 600
+"""Of which one day, at the provider's limit of creates, fills 480."""
+
 EXPIRES_SECONDS_MIN = 3600
 EXPIRES_SECONDS_MAX = 30 * 24 * 3600
 BUSY_SECONDS = 10.0
@@ -110,6 +113,7 @@ class ProviderBatch:
 class OpenAIApi:
     """The provider. base_url, organization and project: None for the client's own defaults. ValueError: no key.
 
+    deployment_id: which of several installations that share a key this is; may be empty.
     circuit: stops the calls of the batch API while the provider is down, so that each may raise ProviderDown. A call
     that waits for an answer of the model is neither stopped by it nor a sign for it: models may be slow.
     """
@@ -124,6 +128,7 @@ class OpenAIApi:
         timeout_seconds: float = 30.0,
         transfer_timeout_seconds: float = 900.0,
         circuit: ProviderCircuit | None = None,
+        deployment_id: str = "",
     ) -> None:
         if not api_key:
             raise ValueError("the provider's key is not set: set OPENAI_API_KEY")
@@ -131,6 +136,7 @@ class OpenAIApi:
         self._timeout_seconds = timeout_seconds
         self._transfer_timeout_seconds = transfer_timeout_seconds
         self._circuit = circuit
+        self.deployment_id = deployment_id
         self._client = AsyncOpenAI(
             api_key=api_key,
             base_url=base_url or None,
@@ -144,6 +150,10 @@ class OpenAIApi:
         """Whether calls are not made at present, as the provider did not answer."""
         return self._circuit is not None and self._circuit.state() is State.OPEN
 
+    def down_until_us(self) -> int:
+        """When a provider that did not answer is called again; 0 while it is called."""
+        return self._circuit.open_until_us() if self._circuit is not None else 0
+
     def provider_identity(self) -> str:
         """Whose batches these are: a text that stays the same for as long as a batch bought by it can be found by it.
 
@@ -152,7 +162,8 @@ class OpenAIApi:
         """
         client = self._client
         owner = client.project or f"key-{hashlib.sha256(self._api_key.encode()).hexdigest()[:12]}"
-        return f"{str(client.base_url).rstrip('/')}|{client.organization or ''}|{owner}"
+        identity = f"{str(client.base_url).rstrip('/')}|{client.organization or ''}|{owner}"
+        return f"{identity}|{self.deployment_id}" if self.deployment_id else identity
 
     async def upload_input(self, path: Path, filename: str, expires_after_seconds: int = EXPIRES_SECONDS_MAX) -> str:
         """Uploads an input file, under a name that ends in .jsonl, and answers its id. It expires by itself."""
@@ -211,6 +222,21 @@ class OpenAIApi:
                     said = f"more than {PAGE_BATCHES * PAGES_MAX} batches since {created_after}"
                     raise _broken(Place.LIST, outcome.UNREADABLE, said)
         return found
+
+    async def pages_since(self, created_after: int) -> AsyncIterator[list[ProviderBatch]]:
+        """The same page by page. Raises ProviderDoubt at last when there are more than LISTED_PAGES_MAX pages."""
+        page: Any = None
+        for _ in range(LISTED_PAGES_MAX):
+            async with self._named_errors(Place.LIST, self._timeout_seconds):
+                page = await (self._client.batches.list(limit=PAGE_BATCHES) if page is None else page.get_next_page())
+                found = [_batch(Place.LIST, listed) for listed in page.data or []]
+                has_more = page.has_next_page()
+            recent = [batch for batch in found if batch.created_at >= created_after]
+            if recent:
+                yield recent
+            if len(recent) < len(found) or not has_more:
+                return
+        raise _broken(Place.LIST, outcome.UNREADABLE, f"more than {LISTED_PAGES_MAX} pages since {created_after}")
 
     async def download(self, file_id: str, path: Path) -> int:
         """Streams a file's content to a path, where it appears only when it is whole; answers its size in bytes."""

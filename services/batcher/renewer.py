@@ -4,7 +4,7 @@ A queued job whose hold is gone ends, as it can't be bought any more. One that t
 answer is charged late, from what the account has then.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from services.batcher.job import Job, State
 from services.batcher.store import Store
@@ -21,8 +21,16 @@ _log = logs.get_logger(__name__)
 class Renewer:
     """Extends holds that end within `margin_us`."""
 
-    def __init__(self, store: Store, wallet: WalletClient, margin_us: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        wallet: WalletClient,
+        margin_us: int,
+        may_end: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        """may_end: whether it is known by now which queued jobs have been bought all the same."""
         self._store = store
+        self._may_end = may_end
         self._wallet = wallet
         self._margin_us = margin_us
 
@@ -46,5 +54,6 @@ class Renewer:
         gone = [job for job in open_jobs if job.uid in lost]
         for job in gone:
             _log.warning("hold_lost", job=job.uid, state=job.state.value, reason=lost[job.uid])
-        await self._store.lose_holds([job.uid for job in gone if job.state is State.QUEUED], lease)
+        if self._may_end is None or await self._may_end():
+            await self._store.lose_holds([job.uid for job in gone if job.state is State.QUEUED], lease)
         await self._store.renew({job.uid: again_us for job in gone if job.state is State.RUNNING}, lease)

@@ -31,6 +31,7 @@ from services.chassis.database import Conflict, Database, Row, Transaction
 from services.chassis.leases import Lease
 
 SYSTEM_ACTOR = "@batcher"
+NEW_BATCH_KINDS = frozenset({"batch.planned", "batch.rebuilt"})
 
 _LIFE = len(Job._fields)
 _STATES = {state.value: state for state in State}
@@ -252,8 +253,8 @@ def _statements(
         ("attempts_insert", opened),
         ("settlements_insert", owed),
         ("lowerings_insert", lowered),
-        ("batches_insert", [_plain(note.batch) for note in notes if note.kind == "batch.planned"]),
-        ("batches_update", [_plain(note.batch) for note in notes if note.kind != "batch.planned"]),
+        ("batches_insert", [_plain(note.batch) for note in notes if note.kind in NEW_BATCH_KINDS]),
+        ("batches_update", [_plain(note.batch) for note in notes if note.kind not in NEW_BATCH_KINDS]),
     ]
 
 

@@ -76,6 +76,14 @@ class Amend(NamedTuple):
     hold_duration_us: int | None = None
 
 
+class GiveBack(NamedTuple):
+    """Returns all that was committed and not returned yet. refund_id: the key of this."""
+
+    reservation_id: str
+    refund_id: str
+    grace: bool = False
+
+
 class Held(NamedTuple):
     """The tokens are held until then."""
 
@@ -100,7 +108,7 @@ class Refused(NamedTuple):
     metadata: dict[str, str]
 
 
-Settle: TypeAlias = Commit | Release | Amend
+Settle: TypeAlias = Commit | Release | Amend | GiveBack
 Item = TypeVar("Item")
 
 
@@ -218,6 +226,12 @@ def _settle_item(command: Settle) -> wallet_pb2.SettleItem:
         return wallet_pb2.SettleItem(
             commit=wallet_pb2.CommitRequest(
                 reservation_id=command.reservation_id, amount=command.amount, allow_late=command.allow_late
+            )
+        )
+    if isinstance(command, GiveBack):
+        return wallet_pb2.SettleItem(
+            refund=wallet_pb2.RefundRequest(
+                reservation_id=command.reservation_id, refund_id=command.refund_id, grace=command.grace
             )
         )
     if isinstance(command, Release):

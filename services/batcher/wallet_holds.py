@@ -6,8 +6,13 @@ from typing import NamedTuple
 from services.batcher.job import Job
 from services.batcher.wallet_client import Amend, Refused, WalletClient, WalletUnavailable
 
-STILL_HELD = frozenset({"AMEND_NOT_ALLOWED"})
-"""Reasons that say no more than that the hold ends later already."""
+STILL_HELD = frozenset({"AMEND_NOT_ALLOWED", "RESERVATION_COMMITTED"})
+"""Reasons that say no more than that the hold ends later already; or that the job was paid for already, as one is that
+had its answer before our database was restored.
+"""
+
+LOWERED_ID = "fallback"
+"""The key under which the hold of a job that fell back is lowered: a job falls back once."""
 
 
 class Extended(NamedTuple):

@@ -54,6 +54,8 @@ KINDS: Final[Mapping[str, wallet_pb2.TransactionKind.ValueType]] = MappingProxyT
         "freeze": wallet_pb2.TRANSACTION_KIND_FREEZE,
         "unfreeze": wallet_pb2.TRANSACTION_KIND_UNFREEZE,
         "close": wallet_pb2.TRANSACTION_KIND_CLOSE,
+        "earn": wallet_pb2.TRANSACTION_KIND_EARN,
+        "convert": wallet_pb2.TRANSACTION_KIND_CONVERT,
     }
 )
 

@@ -13,17 +13,22 @@ Always reserved = committed + released + expired once it has ended, and refunded
 from collections.abc import Callable
 from typing import Any
 
-from services.wallet import account, grant, reservation, sweep
+from services.wallet import account, earning, grant, reservation, sweep
 from services.wallet.commands import (
     Amend,
+    Award,
     ChangeAccount,
+    ClaimDaily,
     Command,
     Commit,
+    Convert,
     Grant,
     Moment,
     OpenAccount,
     Outcome,
     Preview,
+    PutRules,
+    RecordActivity,
     Refund,
     Release,
     Reserve,
@@ -50,4 +55,9 @@ _DECISIONS: dict[type, Callable[[State, Any, Moment], Outcome]] = {
     Refund: reservation.refund,
     Amend: reservation.amend,
     Sweep: sweep.sweep,
+    ClaimDaily: earning.claim_daily,
+    RecordActivity: earning.record_activity,
+    Convert: earning.convert,
+    Award: earning.award,
+    PutRules: earning.put_rules,
 }

@@ -7,7 +7,15 @@ purpose: a hold found past its time is expired first, which would have happened 
 from collections.abc import Mapping
 from typing import Any
 
-from services.wallet.account import check_balance_limit, open_at, refuse_closed, refuse_unusable, same, same_duration
+from services.wallet.account import (
+    check_balance_limit,
+    open_at,
+    refuse_closed,
+    refuse_unusable,
+    same,
+    same_duration,
+    welcome_bonus,
+)
 from services.wallet.commands import (
     Amend,
     Commit,
@@ -19,6 +27,7 @@ from services.wallet.commands import (
     Release,
     Reserve,
 )
+from services.wallet.earning import first_job
 from services.wallet.errors import (
     AccountNotFound,
     AmendNotAllowed,
@@ -67,7 +76,7 @@ def reserve(state: State, command: Reserve, moment: Moment) -> Outcome:
         raise AccountNotFound(payer)
     if account is not None:
         refuse_unusable(account)
-    available, held = (account.available, account.held) if account else (moment.rules.welcome_bonus, 0)
+    available, held = (account.available, account.held) if account else (welcome_bonus(state, payer, moment), 0)
     if command.amount > available:
         raise InsufficientFunds(payer, command.amount, available, held)
     if account is None:
@@ -145,7 +154,8 @@ def commit(state: State, command: Commit, moment: Moment) -> Outcome:
     taken, rest = split(read_pins(found.pins), amount) if found.pins else ((), ())
     if found.pins:
         facts |= {"pins": taken, "lots": moves((taken, -1, -1), (rest, 0, -1))}
-    return _change(
+    before = state.accounts[found.payer_account_id, TOKEN]
+    outcome = _change(
         state,
         found,
         "commit",
@@ -157,6 +167,15 @@ def commit(state: State, command: Commit, moment: Moment) -> Outcome:
         facts=facts,
         back=Return(rest, moment.now_us, False),
     )
+    return outcome if before.worked else _after_first(state, found, outcome, moment)
+
+
+def _after_first(state: State, found: Reservation, outcome: Outcome, moment: Moment) -> Outcome:
+    """What an account's first commit is worth to it, if it was for its own work."""
+    if found.account_id != found.payer_account_id:
+        return outcome
+    first_job(state, found, moment)
+    return outcome._replace(account=state.accounts[found.payer_account_id, TOKEN])
 
 
 def _commit_late(
@@ -169,9 +188,10 @@ def _commit_late(
     if account.lots:
         pins = pick(state, account, amount, moment.now_us)
         facts |= {"pins": pins, "lots": moves((pins, -1, 0))}
-    return _change(
+    outcome = _change(
         state, found, "commit", command.actor, moment, balance_change=-amount, counterparty=REVENUE, facts=facts
     )
+    return outcome if account.worked else _after_first(state, found, outcome, moment)
 
 
 def release(state: State, command: Release, moment: Moment) -> Outcome:

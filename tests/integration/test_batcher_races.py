@@ -84,7 +84,7 @@ async def test_two_admitters_of_one_job_admit_it_once(on_both, monkeypatch, lane
         view = await other.view("a")
         assert {answer.uid for answer in answers} == {stored.uid}
         assert (view.job.state, view.job.attempt) == (State.SUCCEEDED, 1)
-        assert await one.balance() == (9, 0)
+        assert await one.balance() == (9 if lane is Lane.BATCH else 5, 0)
         calls = on_both.provider.requests
         assert [calls.count("POST /v1/chat/completions"), calls.count(CREATE)] == (
             [0, 1] if lane is Lane.BATCH else [1, 0]
@@ -95,9 +95,9 @@ async def has_ended(replica, job_id):
     return (await replica.view(job_id)).settlement is not None
 
 
-async def test_a_job_that_is_cancelled_while_the_planner_thinks_is_in_no_batch(on_both, monkeypatch):
+async def test_a_job_that_is_cancelled_while_the_planner_thinks_is_in_no_batch(sandbox, monkeypatch):
     gate = Gate()
-    async with replicas_in(on_both) as (replica,):
+    async with replicas_in(sandbox) as (replica,):
         monkeypatch.setattr(replica.parts.batches, "queue", gate.behind(replica.parts.batches.queue))
         await replica.queued("a", "b")
         step = asyncio.create_task(replica.plan_and_submit())
@@ -105,20 +105,20 @@ async def test_a_job_that_is_cancelled_while_the_planner_thinks_is_in_no_batch(o
         cancelled = await replica.cancel("a")
         gate.open()
         await step
-        await on_both.provider.twin.worker.idle()
+        await sandbox.provider.twin.worker.idle()
         await replica.poll()
         await replica.settle()
 
         assert cancelled.state is State.CANCELLED
         assert (await replica.view("b")).job.state is State.SUCCEEDED
-        assert await lines_bought(on_both) == 1
+        assert await lines_bought(sandbox) == 1
         assert await replica.balance() == (9, 0)
 
 
-async def test_a_job_that_is_cancelled_before_its_batch_is_frozen_is_not_bought(on_both, monkeypatch):
+async def test_a_job_that_is_cancelled_before_its_batch_is_frozen_is_not_bought(sandbox, monkeypatch):
     """Its batch is planned, and the wallet is asked to hold the tokens for longer."""
     gate = Gate()
-    async with replicas_in(on_both) as (replica,):
+    async with replicas_in(sandbox) as (replica,):
         monkeypatch.setattr(replica.parts.wallet, "settle_many", gate.before(replica.parts.wallet.settle_many))
         await replica.queued("a")
         step = asyncio.create_task(replica.plan_and_submit())
@@ -129,7 +129,7 @@ async def test_a_job_that_is_cancelled_before_its_batch_is_frozen_is_not_bought(
         await replica.settle()
 
         assert cancelled.state is State.CANCELLED
-        assert on_both.provider.bought() == await replica.parts.batches.open_batches() == []
+        assert sandbox.provider.bought() == await replica.parts.batches.open_batches() == []
         assert await replica.balance() == (10, 0)
 
 

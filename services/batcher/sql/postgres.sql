@@ -214,6 +214,27 @@ SELECT uid, action, amount, state FROM settlements WHERE uid IN (SELECT jsonb_ar
 UPDATE settlements SET state = :state, update_time_us = :update_time_us, refusal = :refusal
 WHERE uid = :uid AND state = 'PENDING';
 
+-- name: settlements_uncollect(uid, update_time_us, refusal)!
+UPDATE settlements SET state = 'REFUSED', update_time_us = :update_time_us, refusal = :refusal
+WHERE uid = :uid AND state = 'SETTLED';
+
+-- name: settlements_settled(before, floor, count)
+SELECT n.revision, s.uid, s.action, s.amount, s.state, j.state AS job_state
+FROM (
+    SELECT revision, subject FROM journal
+    WHERE revision < :before AND revision >= :floor AND kind = 'job.settled'
+    ORDER BY revision DESC LIMIT :count::bigint
+) AS n JOIN settlements s ON s.uid = n.subject JOIN jobs j ON j.uid = n.subject
+ORDER BY n.revision DESC;
+
+-- name: settlements_first_charged(floor, count)
+SELECT s.uid, s.action, s.amount, s.state, j.state AS job_state
+FROM (
+    SELECT revision, subject FROM journal WHERE revision <= :floor AND kind = 'job.settled'
+) AS n JOIN settlements s ON s.uid = n.subject JOIN jobs j ON j.uid = n.subject
+WHERE s.action = 'COMMIT' AND s.state = 'SETTLED'
+ORDER BY n.revision LIMIT :count::bigint;
+
 -- name: lowerings_insert(uid, amount, create_time_us)!
 INSERT INTO lowerings (uid, amount, state, create_time_us, update_time_us, refusal)
 VALUES (:uid, :amount, 'PENDING', :create_time_us, :create_time_us, '');
@@ -323,14 +344,8 @@ UPDATE submissions SET
 WHERE batch_id = :batch_id AND attempt = :attempt AND state = 'OPEN';
 
 -- name: submissions_count(since_us)^
-SELECT count(*) AS submissions FROM submissions
+SELECT count(*) AS submissions, coalesce(min(create_time_us), 0) AS first_us FROM submissions
 WHERE create_time_us > :since_us AND (input_file_id <> '' OR state = 'OPEN');
-
--- name: submissions_doubted(since_us)
-SELECT batch_id, attempt, intent_id, provider_identity, input_file_id, provider_batch_id, state, create_time_us,
-    doubt_time_us
-FROM submissions
-WHERE create_time_us > :since_us AND doubt_time_us > 0 AND state <> 'OPEN';
 
 -- name: attempts_move(batch_id, uids)!
 UPDATE attempts SET batch_id = :batch_id WHERE outcome = '' AND uid IN (SELECT jsonb_array_elements_text(:uids::jsonb));
@@ -346,6 +361,10 @@ SELECT coalesce(sum(prompt_tokens), 0) AS tokens FROM jobs WHERE uid IN (SELECT 
 SELECT model, sum(tokens) AS tokens FROM batches
 WHERE state <> 'CLOSED' AND state <> 'INGESTING' GROUP BY model;
 
+-- name: tokens_wanted()
+SELECT model, sum(prompt_tokens) AS tokens FROM jobs
+WHERE state IN ('ADMITTING', 'QUEUED') AND state = 'QUEUED' GROUP BY model;
+
 -- name: allowances_read()
 SELECT model, learnt_tokens, guessed, learn_time_us, refusals, not_before_us FROM allowances;
 
@@ -355,3 +374,126 @@ VALUES (:model, :learnt_tokens, :guessed, :learn_time_us, :refusals, :not_before
 ON CONFLICT (model) DO UPDATE SET
     learnt_tokens = excluded.learnt_tokens, guessed = excluded.guessed, learn_time_us = excluded.learn_time_us,
     refusals = excluded.refusals, not_before_us = excluded.not_before_us;
+
+-- name: reconciliations_read(side)^
+SELECT begin_time_us, complete_time_us FROM reconciliations WHERE side = :side;
+
+-- name: reconciliations_write(side, begin_time_us, complete_time_us)!
+INSERT INTO reconciliations (side, begin_time_us, complete_time_us)
+VALUES (:side, :begin_time_us, :complete_time_us)
+ON CONFLICT (side) DO UPDATE SET
+    begin_time_us = excluded.begin_time_us, complete_time_us = excluded.complete_time_us;
+
+-- name: submissions_by_intent(intent_ids)
+SELECT batch_id, attempt, intent_id, provider_identity, input_file_id, provider_batch_id, state, create_time_us,
+    doubt_time_us
+FROM submissions
+WHERE intent_id IN (SELECT jsonb_array_elements_text(:intent_ids::jsonb));
+
+-- name: submissions_oldest_doubt(since_us)^
+SELECT min(create_time_us) AS create_time_us FROM (
+    SELECT min(create_time_us) AS create_time_us FROM submissions WHERE state = 'OPEN'
+    UNION ALL
+    SELECT min(create_time_us) FROM submissions
+    WHERE create_time_us > :since_us AND doubt_time_us > 0 AND state <> 'OPEN'
+) AS doubts;
+
+-- name: submissions_last(batch_id)^
+SELECT coalesce(max(attempt), 0) AS attempt FROM submissions WHERE batch_id = :batch_id;
+
+-- name: submissions_recover(intent_id, input_file_id, provider_batch_id, doubt_time_us)!
+UPDATE submissions SET
+    input_file_id = :input_file_id, provider_batch_id = :provider_batch_id, state = 'ADOPTED',
+    doubt_time_us = :doubt_time_us
+WHERE intent_id = :intent_id AND state <> 'ADOPTED';
+
+-- name: batches_read(batch_ids)
+SELECT batch_id, model, state, jobs, create_time_us, update_time_us, not_before_us, submission, provider_batch_id,
+    provider_state, total, completed, failed, output_file_id, error_file_id, cancel_sent, problem, last_revision,
+    tokens, failures, failing_since_us
+FROM batches
+WHERE batch_id IN (SELECT jsonb_array_elements_text(:batch_ids::jsonb));
+
+-- name: purchases_running(before_us)
+SELECT b.batch_id, b.provider_batch_id, s.create_time_us
+FROM batches b JOIN submissions s ON s.batch_id = b.batch_id AND s.attempt = b.submission
+WHERE b.state <> 'CLOSED' AND b.state = 'RUNNING' AND s.create_time_us < :before_us;
+
+-- name: purchases_obstructing(identity, count)
+SELECT b.batch_id, b.provider_batch_id, b.problem, s.provider_identity
+FROM batches b JOIN submissions s ON s.batch_id = b.batch_id AND s.attempt = b.submission
+WHERE b.state <> 'CLOSED' AND b.state <> 'PLANNED'
+    AND (b.problem LIKE 'batch unknown%' OR s.provider_identity <> :identity)
+ORDER BY b.batch_id LIMIT :count::bigint;
+
+-- name: jobs_held(after_us, after_uid, count)
+SELECT uid, account_id, job_id, payer_account_id, lane, model, price, price_version, line_bytes, deadline_us,
+    hold_duration_us, create_time_us, update_time_us, queue_time_us, not_before_us, hold_expire_time_us, state,
+    attempt, batch_id, cancel_requested, last_revision, fallback_price
+FROM jobs
+WHERE state IN ('QUEUED', 'BATCHED', 'RUNNING') AND (hold_expire_time_us, uid) > (:after_us::bigint, :after_uid)
+ORDER BY hold_expire_time_us, uid LIMIT :count::bigint;
+
+-- name: jobs_hold_until(rows)!
+UPDATE jobs SET hold_expire_time_us = r.hold_expire_time_us
+FROM jsonb_to_recordset(:rows::jsonb) AS r (uid text, hold_expire_time_us bigint)
+WHERE jobs.uid = r.uid AND jobs.state IN ('QUEUED', 'BATCHED', 'RUNNING');
+
+-- name: due_write(provider_batch_id, create_time_us)!
+INSERT INTO due_batches (provider_batch_id, create_time_us) VALUES (:provider_batch_id, :create_time_us)
+ON CONFLICT (provider_batch_id) DO UPDATE SET create_time_us = excluded.create_time_us;
+
+-- name: due_read(count)
+SELECT provider_batch_id FROM due_batches ORDER BY create_time_us DESC LIMIT :count;
+
+-- name: due_delete(keys, before_us)!
+DELETE FROM due_batches WHERE provider_batch_id IN (SELECT jsonb_array_elements_text(:keys::jsonb)) OR create_time_us < :before_us;
+
+-- name: price_head_read()^
+SELECT revision FROM price_head WHERE id = 1;
+
+-- name: price_head_share()^
+SELECT revision FROM price_head WHERE id = 1 FOR SHARE;
+
+-- name: price_head_lock()^
+SELECT revision FROM price_head WHERE id = 1 FOR UPDATE;
+
+-- name: price_head_advance(revision)!
+UPDATE price_head SET revision = :revision WHERE id = 1 AND revision < :revision;
+
+-- name: price_list_get(version)^
+SELECT version, document, effective_time_us, create_time_us, withdraw_time_us, actor, put_revision, last_revision
+FROM price_lists
+WHERE version = :version;
+
+-- name: price_lists_alive(now_us, count)
+SELECT version, document, effective_time_us, create_time_us, withdraw_time_us, actor, put_revision, last_revision
+FROM price_lists
+WHERE withdraw_time_us = 0 AND (effective_time_us, put_revision) >= (
+    SELECT l.effective_time_us, l.put_revision
+    FROM price_lists l JOIN price_rollouts r ON r.version = l.version
+    WHERE l.withdraw_time_us = 0 AND l.effective_time_us <= :now_us AND r.percent = 100 AND r.start_time_us <= :now_us
+    ORDER BY l.effective_time_us DESC, l.put_revision DESC LIMIT 1
+)
+ORDER BY effective_time_us, put_revision LIMIT :count::bigint;
+
+-- name: price_lists_page(before_revision, count)
+SELECT version, document, effective_time_us, create_time_us, withdraw_time_us, actor, put_revision, last_revision
+FROM price_lists
+WHERE put_revision < :before_revision ORDER BY put_revision DESC LIMIT :count::bigint;
+
+-- name: price_rollouts_of(versions)
+SELECT version, percent, start_time_us FROM price_rollouts
+WHERE version IN (SELECT jsonb_array_elements_text(:versions::jsonb)) ORDER BY version, percent;
+
+-- name: price_lists_insert(version, document, effective_time_us, create_time_us, actor, put_revision)!
+INSERT INTO price_lists (
+    version, document, effective_time_us, create_time_us, withdraw_time_us, actor, put_revision, last_revision
+)
+VALUES (:version, :document, :effective_time_us, :create_time_us, 0, :actor, :put_revision, :put_revision);
+
+-- name: price_rollouts_insert(version, percent, start_time_us)!
+INSERT INTO price_rollouts (version, percent, start_time_us) VALUES (:version, :percent, :start_time_us);
+
+-- name: price_lists_change(version, withdraw_time_us, last_revision)!
+UPDATE price_lists SET withdraw_time_us = :withdraw_time_us, last_revision = :last_revision WHERE version = :version;

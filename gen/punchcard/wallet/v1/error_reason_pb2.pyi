@@ -48,6 +48,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. No such reservation, or another principal made it. Metadata: {"reservation_id": "job-1"}"""
     ERROR_REASON_GRANT_NOT_FOUND: _ErrorReason.ValueType  # 23
     """NOT_FOUND. No such grant to this account, or another principal made it. Metadata: {"grant_id": "promo-1"}"""
+    ERROR_REASON_RULE_NOT_FOUND: _ErrorReason.ValueType  # 31
+    """NOT_FOUND. The earning rules of the account have no such activity, or no achievement of this name that a caller may report.
+    Metadata: {"kind": "activity", "name": "share"}
+    """
     ERROR_REASON_IDEMPOTENCY_MISMATCH: _ErrorReason.ValueType  # 8
     """ALREADY_EXISTS. The key was used before with other content; the first field that differs is named.
     Values longer than 128 characters are cut.
@@ -89,6 +93,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_LOT_LIMIT: _ErrorReason.ValueType  # 27
     """FAILED_PRECONDITION. The account has as many lots as it may have. Metadata: {"account_id": "alice", "limit": "1000"}"""
+    ERROR_REASON_DAILY_BONUS_CLAIMED: _ErrorReason.ValueType  # 32
+    """FAILED_PRECONDITION. The account has claimed the bonus of this day by another key.
+    Metadata: {"account_id": "alice", "resets_at": "2026-11-26T00:00:00Z"}
+    """
+    ERROR_REASON_LIMIT_REACHED: _ErrorReason.ValueType  # 33
+    """FAILED_PRECONDITION. So much may not be done before `resets_at`; `limited` says of what.
+    Metadata: {"account_id": "alice", "limited": "convert", "requested": "3", "used": "4", "limit": "5", "resets_at": "2026-11-26T00:00:00Z"}
+    """
+    ERROR_REASON_RULES_LIMIT: _ErrorReason.ValueType  # 35
+    """FAILED_PRECONDITION. As many versions of the earning rules were put as may ever be. Metadata: {"limit": "1000"}"""
+    ERROR_REASON_INSUFFICIENT_POINTS: _ErrorReason.ValueType  # 34
+    """FAILED_PRECONDITION. The account does not have the points. Metadata: {"account_id": "alice", "requested": "100", "available": "40"}"""
     ERROR_REASON_INSUFFICIENT_FUNDS: _ErrorReason.ValueType  # 16
     """FAILED_PRECONDITION. The account does not have the tokens now; a retry after a top-up may succeed.
     Metadata: {"account_id": "alice", "requested": "5", "available": "2", "held": "3"}
@@ -158,6 +174,10 @@ ERROR_REASON_RESERVATION_NOT_FOUND: ErrorReason.ValueType  # 7
 """NOT_FOUND. No such reservation, or another principal made it. Metadata: {"reservation_id": "job-1"}"""
 ERROR_REASON_GRANT_NOT_FOUND: ErrorReason.ValueType  # 23
 """NOT_FOUND. No such grant to this account, or another principal made it. Metadata: {"grant_id": "promo-1"}"""
+ERROR_REASON_RULE_NOT_FOUND: ErrorReason.ValueType  # 31
+"""NOT_FOUND. The earning rules of the account have no such activity, or no achievement of this name that a caller may report.
+Metadata: {"kind": "activity", "name": "share"}
+"""
 ERROR_REASON_IDEMPOTENCY_MISMATCH: ErrorReason.ValueType  # 8
 """ALREADY_EXISTS. The key was used before with other content; the first field that differs is named.
 Values longer than 128 characters are cut.
@@ -199,6 +219,18 @@ Metadata: {"account_id": "alice", "balance": "7", "held": "2"}
 """
 ERROR_REASON_LOT_LIMIT: ErrorReason.ValueType  # 27
 """FAILED_PRECONDITION. The account has as many lots as it may have. Metadata: {"account_id": "alice", "limit": "1000"}"""
+ERROR_REASON_DAILY_BONUS_CLAIMED: ErrorReason.ValueType  # 32
+"""FAILED_PRECONDITION. The account has claimed the bonus of this day by another key.
+Metadata: {"account_id": "alice", "resets_at": "2026-11-26T00:00:00Z"}
+"""
+ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 33
+"""FAILED_PRECONDITION. So much may not be done before `resets_at`; `limited` says of what.
+Metadata: {"account_id": "alice", "limited": "convert", "requested": "3", "used": "4", "limit": "5", "resets_at": "2026-11-26T00:00:00Z"}
+"""
+ERROR_REASON_RULES_LIMIT: ErrorReason.ValueType  # 35
+"""FAILED_PRECONDITION. As many versions of the earning rules were put as may ever be. Metadata: {"limit": "1000"}"""
+ERROR_REASON_INSUFFICIENT_POINTS: ErrorReason.ValueType  # 34
+"""FAILED_PRECONDITION. The account does not have the points. Metadata: {"account_id": "alice", "requested": "100", "available": "40"}"""
 ERROR_REASON_INSUFFICIENT_FUNDS: ErrorReason.ValueType  # 16
 """FAILED_PRECONDITION. The account does not have the tokens now; a retry after a top-up may succeed.
 Metadata: {"account_id": "alice", "requested": "5", "available": "2", "held": "3"}

@@ -156,12 +156,24 @@ class WalletServiceStub:
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListReservations
     """
     ListTransactions: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.ListTransactionsRequest, _wallet_pb2.ListTransactionsResponse]
-    """Pages through an account's journal, newest first.
+    """Pages through an account's journal, newest first: all of it, or what is of some kinds, of a period, with somebody.
 
     Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
-    Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+    Limits: page_size up to 1,000 (more is lowered), 0 means 100. A page looks at 10,000 rows at most: when few of them are
+    asked for, it is short or empty and still has a next_page_token. Only an empty next_page_token says that this is all.
 
-      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "kinds": ["TRANSACTION_KIND_GRANT", "TRANSACTION_KIND_COMMIT"], "start_time": "2026-01-01T00:00:00Z", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+    """
+    ListDaySummaries: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.ListDaySummariesRequest, _wallet_pb2.ListDaySummariesResponse]
+    """Says what an account's days came to, newest first: how much of its tokens or points came and went, by kind and rule, and
+    what it had at the end of each day. Days are those of the operator's calendar (WALLET_ECONOMY_ZONE); without a row of the
+    journal there is no day. It is summed up from the journal when asked, so that it always agrees with ListTransactions.
+
+    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
+    Limits: page_size up to 400 days (more is lowered), 0 means 31. A page sums up 20,000 rows at most: a day with more comes
+    in parts, on pages that follow each other, to be added up.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "first_day": "2026-01-01"}' localhost:50051 punchcard.wallet.v1.WalletService/ListDaySummaries
     """
     GetBalanceAt: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.GetBalanceAtRequest, _wallet_pb2.GetBalanceAtResponse]
     """Reads what an account had at an instant of the past, as its journal tells it.
@@ -345,12 +357,24 @@ class WalletServiceAsyncStub(WalletServiceStub):
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListReservations
     """
     ListTransactions: _aio.UnaryUnaryMultiCallable[_wallet_pb2.ListTransactionsRequest, _wallet_pb2.ListTransactionsResponse]  # type: ignore[assignment]
-    """Pages through an account's journal, newest first.
+    """Pages through an account's journal, newest first: all of it, or what is of some kinds, of a period, with somebody.
 
     Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
-    Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+    Limits: page_size up to 1,000 (more is lowered), 0 means 100. A page looks at 10,000 rows at most: when few of them are
+    asked for, it is short or empty and still has a next_page_token. Only an empty next_page_token says that this is all.
 
-      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "kinds": ["TRANSACTION_KIND_GRANT", "TRANSACTION_KIND_COMMIT"], "start_time": "2026-01-01T00:00:00Z", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+    """
+    ListDaySummaries: _aio.UnaryUnaryMultiCallable[_wallet_pb2.ListDaySummariesRequest, _wallet_pb2.ListDaySummariesResponse]  # type: ignore[assignment]
+    """Says what an account's days came to, newest first: how much of its tokens or points came and went, by kind and rule, and
+    what it had at the end of each day. Days are those of the operator's calendar (WALLET_ECONOMY_ZONE); without a row of the
+    journal there is no day. It is summed up from the journal when asked, so that it always agrees with ListTransactions.
+
+    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
+    Limits: page_size up to 400 days (more is lowered), 0 means 31. A page sums up 20,000 rows at most: a day with more comes
+    in parts, on pages that follow each other, to be added up.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "first_day": "2026-01-01"}' localhost:50051 punchcard.wallet.v1.WalletService/ListDaySummaries
     """
     GetBalanceAt: _aio.UnaryUnaryMultiCallable[_wallet_pb2.GetBalanceAtRequest, _wallet_pb2.GetBalanceAtResponse]  # type: ignore[assignment]
     """Reads what an account had at an instant of the past, as its journal tells it.
@@ -615,12 +639,30 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_pb2.ListTransactionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_pb2.ListTransactionsResponse, _abc.Awaitable[_wallet_pb2.ListTransactionsResponse]]:
-        """Pages through an account's journal, newest first.
+        """Pages through an account's journal, newest first: all of it, or what is of some kinds, of a period, with somebody.
 
         Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
-        Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+        Limits: page_size up to 1,000 (more is lowered), 0 means 100. A page looks at 10,000 rows at most: when few of them are
+        asked for, it is short or empty and still has a next_page_token. Only an empty next_page_token says that this is all.
 
-          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "kinds": ["TRANSACTION_KIND_GRANT", "TRANSACTION_KIND_COMMIT"], "start_time": "2026-01-01T00:00:00Z", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+        """
+
+    @_abc_1.abstractmethod
+    def ListDaySummaries(
+        self,
+        request: _wallet_pb2.ListDaySummariesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_pb2.ListDaySummariesResponse, _abc.Awaitable[_wallet_pb2.ListDaySummariesResponse]]:
+        """Says what an account's days came to, newest first: how much of its tokens or points came and went, by kind and rule, and
+        what it had at the end of each day. Days are those of the operator's calendar (WALLET_ECONOMY_ZONE); without a row of the
+        journal there is no day. It is summed up from the journal when asked, so that it always agrees with ListTransactions.
+
+        Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
+        Limits: page_size up to 400 days (more is lowered), 0 means 31. A page sums up 20,000 rows at most: a day with more comes
+        in parts, on pages that follow each other, to be added up.
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "first_day": "2026-01-01"}' localhost:50051 punchcard.wallet.v1.WalletService/ListDaySummaries
         """
 
     @_abc_1.abstractmethod
