@@ -44,6 +44,18 @@ async def test_07_a_mixed_result_is_read_from_both_files_and_each_job_has_its_ow
     await stage.audit()
 
 
+async def test_07_a_line_that_is_counted_and_in_no_file_is_given_up_in_the_end_and_costs_nothing(stage):
+    """The provider was paid for it, so that it is not bought again: its file is read until the patience is over."""
+    stage.strike("result_missing")
+    async with stage.batcher(give_up_tries=3, give_up_hours=0):
+        jobs = await stage.answered(*ALL)
+
+    assert sorted(states(jobs).values()) == [(SUCCEEDED, 1, 1), (SUCCEEDED, 1, 1), (FAILED, 1, 0)]
+    assert "result_lost" in {job.failure.code for job in jobs.values()}
+    assert stage.lines_bought() == [3]
+    await stage.audit()
+
+
 async def test_08_a_file_id_that_is_an_empty_string_means_no_file_and_is_never_asked_for(stage):
     stage.strike("file_id_empty")
     async with stage.batcher():
