@@ -9,7 +9,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,6 +64,7 @@ INSTANT_ATTEMPTS_MAX: Final = 2
 QUICK_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 5.0
 RENEW_SECONDS: Final = 60.0
+LEFTOVER_SECONDS: Final = 24 * 3600
 # Jobs come and go by their age, so that caches help little; what is mapped counts as the process's own memory.
 SQLITE_MEMORY: Final = SqliteMemory(writer_cache_kib=16_384, reader_cache_kib=2_048, mapped_kib=0)
 
@@ -353,6 +354,7 @@ async def opened(settings: BatcherSettings) -> AsyncIterator[tuple[Database, jou
 async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
     """A batcher that serves and works; at the end it is drained, and nothing that was begun is lost."""
     settings.work_folder.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(_tidy, settings.work_folder)
     async with AsyncExitStack() as stack:
         parts = Parts(settings, *await stack.enter_async_context(opened(settings)))
         stack.push_async_callback(parts.close)
@@ -383,6 +385,14 @@ async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
         await stack.enter_async_context(webhooks(settings, parts.hasten))
         runner.start()
         yield server
+
+
+def _tidy(folder: Path) -> None:
+    """Deletes what killed processes left behind: a replica that shares the folder needs no file for so long."""
+    for path in folder.glob("*.jsonl*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
+                path.unlink()
 
 
 if __name__ == "__main__":

@@ -81,9 +81,9 @@ class Admitter:
         self._tell(list(admitted.values()))
         for job in admitted.values():
             _log.info("job_admitted", job=job.uid, account=job.account_id, state=job.state.value)
-        others = [job.uid for job in waiting if job.uid not in admitted and job.uid not in refusals]
-        now = {job.uid: job for job in await self._store.read(others)} if others else {}
-        return [refusals.get(job.uid) or admitted.get(job.uid) or now.get(job.uid, job) for job in waiting]
+        others = [job.uid for job in waiting if job.uid not in admitted]
+        now = admitted | {job.uid: job for job in await self._store.read(others)} if others else admitted
+        return [_answer(now.get(job.uid, job), refusals.get(job.uid)) for job in waiting]
 
     async def _reserve(self, asked: Sequence[Job]) -> tuple[Mapping[str, int | Failure], Mapping[str, Exception]]:
         """What the wallet says about each job: as the store writes it, and as the caller is told. Raises
@@ -115,6 +115,11 @@ class Admitter:
             self._listeners.running(running)
         if any(job.state is State.REJECTED for job in admitted):
             self._listeners.ended()
+
+
+def _answer(job: Job, refusal: Exception | None) -> Job | Exception:
+    """What the caller is told. A job that was cancelled meanwhile was not refused, whatever became of its key."""
+    return refusal if refusal is not None and job.state in (State.ADMITTING, State.REJECTED) else job
 
 
 def _refusal(job: Job, refused: Refused) -> BatcherError:

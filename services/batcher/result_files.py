@@ -82,7 +82,8 @@ class ResultFiles:
 
     async def _apply_file(self, batch: Batch, part: str, file_id: str, lease: Lease, now_us: int) -> int:
         """Keeps one of a batch's files and applies its lines; gives how many there were."""
-        path = self._folder / f"{batch.batch_id}-{batch.submission}-{part}.jsonl"
+        # A replica that has taken over may share our folder, and must not share our files.
+        path = self._folder / f"{batch.batch_id}-{batch.submission}-{part}-{lease.fence}.jsonl"
         key = batch_key(batch.batch_id, batch.submission, part)
         if await self._objects.exists(key):
             await self._objects.stream_to_file(key, path)
