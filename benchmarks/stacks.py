@@ -9,7 +9,7 @@ import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from benchmarks.wallets import BONUS
 from punchcard.batcher.v1 import batcher_pb2
@@ -18,6 +18,9 @@ from punchcard_client import connect, upload_image
 from sandbox import keys
 from sandbox.plan import Plan, Ports
 from sandbox.stack import Stack
+
+if TYPE_CHECKING:
+    from punchcard.batcher.v1.batcher_pb2_grpc import BatcherServiceAsyncStub
 
 SUBMIT: Final = "/punchcard.batcher.v1.BatcherService/SubmitJob"
 SUBMIT_MANY: Final = "/punchcard.batcher.v1.BatcherService/SubmitJobs"
@@ -41,17 +44,26 @@ class Bench(NamedTuple):
     authorization: str
     image_id: str
     batcher_database: Path
+    batcher_pid: int
+    stub: BatcherServiceAsyncStub
 
 
 @contextlib.asynccontextmanager
-async def stack() -> AsyncIterator[Bench]:
-    """Starts everything on free ports, uploads the image, and stops everything at the end."""
-    with tempfile.TemporaryDirectory() as name, Stack(Path(name), Plan(ports=Ports.free(), settings=SETTINGS)) as up:
+async def stack(**settings: str) -> AsyncIterator[Bench]:
+    """Starts everything on free ports, uploads the image, and stops everything at the end.
+
+    settings: of the batcher and the wallet, by their whole names, beside or instead of SETTINGS.
+    """
+    plan = Plan(ports=Ports.free(), settings={**SETTINGS, **settings})
+    with tempfile.TemporaryDirectory() as name, Stack(Path(name), plan) as up:
         scopes = f"{keys.USER_SCOPES} act_for:*"
         token = up.keys.sign(ACCOUNT, [keys.BATCHER], scopes, 3600)
+        pid = up.pid("batcher")
+        assert pid is not None
         async with connect(up.batcher_address, token) as channel:
-            image = await upload_image(BatcherServiceStub(channel), ACCOUNT, IMAGE)
-        yield Bench(up.plan.ports.batcher, f"Bearer {token}", image.image_id, Path(name) / "batcher.db")
+            stub = BatcherServiceStub(channel)
+            image = await upload_image(stub, ACCOUNT, IMAGE)
+            yield Bench(up.plan.ports.batcher, f"Bearer {token}", image.image_id, Path(name) / "batcher.db", pid, stub)
 
 
 def count_admitted(database: Path) -> int:

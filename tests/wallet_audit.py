@@ -38,7 +38,8 @@ ALWAYS: Final = {
         SELECT a.account_id, a.held, r.held AS sum_held FROM accounts a LEFT JOIN (
             SELECT payer_account_id, sum(reserved - released) AS held FROM reservations WHERE state = 1
             GROUP BY payer_account_id
-        ) AS r ON r.payer_account_id = a.account_id WHERE a.held <> coalesce(r.held, 0)""",
+        ) AS r ON r.payer_account_id = a.account_id
+        WHERE a.asset = 'TOKEN' AND a.held <> coalesce(r.held, 0)""",
     "an ended reservation is committed, released and expired, and nothing else": """
         SELECT * FROM reservations WHERE state <> 1 AND reserved <> committed + released + expired""",
     "0 <= refunded <= committed": "SELECT * FROM reservations WHERE refunded < 0 OR committed < refunded",
@@ -47,29 +48,37 @@ ALWAYS: Final = {
             SELECT payer_account_id, min(expire_time_us) AS expire_time_us FROM reservations WHERE state = 1
             GROUP BY payer_account_id
         ) AS r ON r.payer_account_id = a.account_id
-        WHERE a.due_time_us IS NULL OR a.due_time_us > r.expire_time_us""",
+        WHERE a.asset = 'TOKEN' AND (a.due_time_us IS NULL OR a.due_time_us > r.expire_time_us)""",
     "what lots have left and hold is a part of what their account has": """
         SELECT a.account_id, a.balance, a.held, a.lots, l.remaining, l.held AS lots_held, l.lots AS lots_left
         FROM accounts a LEFT JOIN (
             SELECT account_id, sum(remaining) AS remaining, sum(held) AS held, count(*) AS lots FROM lots
             WHERE remaining > 0 GROUP BY account_id
         ) AS l ON l.account_id = a.account_id
-        WHERE a.lots <> coalesce(l.lots, 0) OR a.held < coalesce(l.held, 0)
-            OR a.balance - a.held < coalesce(l.remaining - l.held, 0)""",
+        WHERE a.asset = 'TOKEN' AND (a.lots <> coalesce(l.lots, 0) OR a.held < coalesce(l.held, 0)
+            OR a.balance - a.held < coalesce(l.remaining - l.held, 0))""",
     "0 <= held <= remaining <= granted": """
         SELECT * FROM lots WHERE held < 0 OR remaining < held OR granted < remaining""",
     "no lot with free tokens ends before its account is due": """
         SELECT a.account_id, a.due_time_us, l.lot_id, l.expire_time_us FROM lots l
-        JOIN accounts a ON a.account_id = l.account_id
+        JOIN accounts a ON a.account_id = l.account_id AND a.asset = 'TOKEN'
         WHERE l.remaining > l.held AND (a.due_time_us IS NULL OR a.due_time_us > l.expire_time_us)
             AND l.expire_time_us IS NOT NULL""",
     "a closed account has nothing": """
         SELECT * FROM accounts WHERE state = 3 AND (balance <> 0 OR held <> 0 OR lots <> 0)""",
-    "@issue gave what was granted and not revoked": """
-        SELECT g.given, s.balance FROM
+    "@issue gave what was granted or earned and not revoked": """
+        SELECT g.given, e.earned, s.balance FROM
             (SELECT coalesce(sum(amount - coalesce(revoked, 0)), 0) AS given FROM grants) AS g,
-            (SELECT coalesce(sum(balance), 0) AS balance FROM system_accounts WHERE account_id = '@issue') AS s
-        WHERE g.given <> -s.balance""",
+            (SELECT coalesce(sum(tokens), 0) AS earned FROM earnings) AS e,
+            (SELECT coalesce(sum(balance), 0) AS balance FROM system_accounts
+                WHERE account_id = '@issue' AND asset = 'TOKEN') AS s
+        WHERE g.given + e.earned <> -s.balance""",
+    "@issue gave the points that were earned and not changed into tokens": """
+        SELECT e.earned, s.balance FROM
+            (SELECT coalesce(sum(points), 0) AS earned FROM earnings) AS e,
+            (SELECT coalesce(sum(balance), 0) AS balance FROM system_accounts
+                WHERE account_id = '@issue' AND asset = 'POINT') AS s
+        WHERE e.earned <> -s.balance""",
     "@revenue has what was committed and not refunded": """
         SELECT r.taken, s.balance FROM (SELECT coalesce(sum(committed - refunded), 0) AS taken FROM reservations) AS r,
             (SELECT coalesce(sum(balance), 0) AS balance FROM system_accounts WHERE account_id = '@revenue') AS s

@@ -161,6 +161,13 @@ def plan(batch_id: str, model: str, jobs: int, now_us: int, tokens: int = 0) -> 
     )
 
 
+def grow(batch: Batch, jobs: int, tokens: int, now_us: int) -> Batch:
+    """More jobs come into a planned batch."""
+    return batch._replace(
+        jobs=batch.jobs + jobs, total=batch.total + jobs, tokens=batch.tokens + tokens, update_time_us=now_us
+    )
+
+
 def freeze(batch: Batch, jobs: int, now_us: int) -> Batch:
     """Opens the next submission with the members that are left."""
     return batch._replace(

@@ -11,7 +11,7 @@ trusts a result: its texts are made fit for every store (no NUL, no half of a su
 
 import json
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from services.batcher.job import Answer
@@ -21,6 +21,8 @@ ENDPOINT: Final = "/v1/chat/completions"
 CODE_CHARS_MAX = 64
 MESSAGE_CHARS_MAX = 512
 COUNT_MAX = 2**53
+PIECE_BYTES = 3 * 256 * 1024
+"""What is encoded at a time: three bytes become four characters, so that only the last piece is padded."""
 
 
 class LineFailure(NamedTuple):
@@ -56,9 +58,16 @@ def split_custom_id(custom_id: str) -> tuple[str, int] | None:
     return uid, int(attempt)
 
 
-def data_url(media_type: str, data: bytes) -> str:
+class Inline(NamedTuple):
+    """An image that travels within its request."""
+
+    media_type: str
+    data: bytes
+
+
+def data_url(image: Inline) -> str:
     """An image as an address that holds it (RFC 2397)."""
-    return f"data:{media_type};base64,{b64encode(data).decode('ascii')}"
+    return b"".join(_url_pieces(image)).decode("ascii")
 
 
 def chat_body(model: str, prompt: str, detail: str, max_output_tokens: int, image_url: str) -> dict[str, Any]:
@@ -71,15 +80,23 @@ def chat_body(model: str, prompt: str, detail: str, max_output_tokens: int, imag
     }
 
 
-def encode_line(custom_id: str, model: str, prompt: str, detail: str, max_output_tokens: int, image_url: str) -> bytes:
-    """One line of an input file, with its newline; the same arguments give the same bytes."""
+def encode_line(
+    custom_id: str, model: str, prompt: str, detail: str, max_output_tokens: int, image: str | Inline
+) -> Iterator[bytes]:
+    """One line of an input file, with its newline, in pieces: a large image is never there twice. The same arguments
+    give the same bytes. image: its address, or what such an address would hold.
+    """
     line = {
         "custom_id": custom_id,
         "method": "POST",
         "url": ENDPOINT,
-        "body": chat_body(model, prompt, detail, max_output_tokens, image_url),
+        "body": chat_body(model, prompt, detail, max_output_tokens, ""),
     }
-    return json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n"
+    # No text can hold these bytes, as a quotation mark within one has a backslash before it.
+    head, mark, tail = json.dumps(line, separators=(",", ":")).encode("ascii").partition(b'"url":""')
+    yield head + mark[:-1]
+    yield from (json.dumps(image)[1:-1].encode("ascii"),) if isinstance(image, str) else _url_pieces(image)
+    yield mark[-1:] + tail + b"\n"
 
 
 def parse_result_line(line: bytes) -> LineResult | None:
@@ -120,6 +137,13 @@ def read_failure(place: Place, status: int | None, error: object) -> LineFailure
     code = _clean(str(code))[:CODE_CHARS_MAX]
     message = _clean(str(_field(error, "message") or "The provider gave no reason."))[:MESSAGE_CHARS_MAX]
     return LineFailure(code, message, classify(Signal(place, code, status, message)))
+
+
+def _url_pieces(image: Inline) -> Iterator[bytes]:
+    yield f"data:{image.media_type};base64,".encode("ascii")
+    data = memoryview(image.data)
+    for start in range(0, len(data), PIECE_BYTES):
+        yield b64encode(data[start : start + PIECE_BYTES])
 
 
 def _outcome(response: object, error: object) -> Answer | LineFailure:

@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
-from services.batcher.batch_file import custom_id_of, encode_line
+from services.batcher.batch_file import Inline, custom_id_of, encode_line
 from services.batcher.job import Failure, Job
 from services.batcher.object_store import ObjectMissing
 from services.batcher.object_urls import ImageUrls
@@ -13,11 +13,15 @@ from services.batcher.store import Image, Store
 from services.batcher.store_batches import BatchStore
 from services.batcher.store_rows import Member
 
-IMAGES_AT_ONCE = 8
+LINES_AT_ONCE = 32
 BYTES_AT_ONCE = 8 * 1024 * 1024
-"""Images fetched at once, and how large their lines may be together: this is what bounds the memory of a batch."""
+"""Lines written at once, and how large they may be together unless it is one: this bounds the memory of a batch."""
 
 IMAGE_MISSING = Failure("image_missing", "The image is no longer stored.")
+
+
+Sources: TypeAlias = dict[tuple[str, str], str | Inline | None]
+"""How images reach the provider, by account and id."""
 
 
 class Unbuildable(Exception):
@@ -44,8 +48,11 @@ class InputFiles:
         missing: list[Job] = []
         try:
             with await asyncio.to_thread(path.open, "wb") as file:
+                sources: Sources = {}
                 async for members in self._groups(batch_id):
-                    missing += await self._write(members, file)
+                    # Neighbours often ask about the same image, which then is fetched once.
+                    sources = await self._fetch(members, sources)
+                    missing += await asyncio.to_thread(_write_lines, file, members, sources)
             if missing:
                 raise Unbuildable(missing, IMAGE_MISSING)
         except BaseException:
@@ -59,35 +66,40 @@ class InputFiles:
         size_bytes = 0
         async for member in self._batches.members(batch_id):
             size_bytes += member.job.line_bytes
-            if len(group) == IMAGES_AT_ONCE or (group and size_bytes > BYTES_AT_ONCE):
+            if len(group) == LINES_AT_ONCE or (group and size_bytes > BYTES_AT_ONCE):
                 yield group
                 group, size_bytes = [], member.job.line_bytes
             group.append(member)
         if group:
             yield group
 
-    async def _write(self, members: Sequence[Member], file: BinaryIO) -> list[Job]:
-        """Writes the lines of a few members, whose images are fetched at once; gives those whose image is gone."""
-        keys = [(member.job.account_id, member.order.image_ids[0]) for member in members]
-        images = await self._store.images(keys)
-        urls = await asyncio.gather(*(self._url(images.get(key)) for key in keys))
-        await asyncio.to_thread(_write_lines, file, members, urls)
-        return [member.job for member, url in zip(members, urls, strict=True) if url is None]
+    async def _fetch(self, members: Sequence[Member], known: Sources) -> Sources:
+        """The images of a few members, fetched at once but for those that are known; None where one is gone."""
+        wanted = {_key_of(member) for member in members}
+        new = sorted(wanted - known.keys())
+        images = await self._store.images(new) if new else {}
+        fetched = await asyncio.gather(*(self._source(images.get(key)) for key in new))
+        return {key: known[key] for key in wanted & known.keys()} | dict(zip(new, fetched, strict=True))
 
-    async def _url(self, image: Image | None) -> str | None:
+    async def _source(self, image: Image | None) -> str | Inline | None:
         try:
-            return await self._urls.url_of(image)
+            return await self._urls.source_of(image)
         except ObjectMissing:
             return None
 
 
-def _write_lines(file: BinaryIO, members: Sequence[Member], urls: Sequence[str | None]) -> None:
-    for member, url in zip(members, urls, strict=True):
-        if url is not None:
-            file.write(_line(member, url))
+def _key_of(member: Member) -> tuple[str, str]:
+    return member.job.account_id, member.order.image_ids[0]
 
 
-def _line(member: Member, url: str) -> bytes:
-    job = member.job
-    custom_id = custom_id_of(job.uid, job.attempt)
-    return encode_line(custom_id, job.model, member.order.prompt, member.detail, member.max_output_tokens, url)
+def _write_lines(file: BinaryIO, members: Sequence[Member], sources: Sources) -> list[Job]:
+    """Writes the lines of members; gives those whose image is gone."""
+    missing: list[Job] = []
+    for member in members:
+        source, job = sources[_key_of(member)], member.job
+        if source is None:
+            missing.append(job)
+            continue
+        custom_id, prompt = custom_id_of(job.uid, job.attempt), member.order.prompt
+        file.writelines(encode_line(custom_id, job.model, prompt, member.detail, member.max_output_tokens, source))
+    return missing

@@ -4,7 +4,7 @@ By address the object store must be reachable from outside, for as long as a bat
 bytes and works from anywhere.
 """
 
-from services.batcher.batch_file import data_url
+from services.batcher.batch_file import Inline, data_url
 from services.batcher.object_store import ObjectMissing, ObjectStore
 from services.batcher.store import Image, Store
 
@@ -21,12 +21,13 @@ class ImageUrls:
     async def url(self, account_id: str, image_id: str) -> str:
         """The address of one image. Raises ObjectMissing."""
         key = (account_id, image_id)
-        return await self.url_of((await self._store.images([key])).get(key))
+        source = await self.source_of((await self._store.images([key])).get(key))
+        return data_url(source) if isinstance(source, Inline) else source
 
-    async def url_of(self, image: Image | None) -> str:
-        """The address of an image whose row was read. Raises ObjectMissing."""
+    async def source_of(self, image: Image | None) -> str | Inline:
+        """The address of an image whose row was read, or what such an address would hold. Raises ObjectMissing."""
         if image is None:
             raise ObjectMissing("there is no row of the image")
         if not self._inline:
             return self._objects.presigned_get(image.object_key, self._url_seconds)
-        return data_url(image.media_type, await self._objects.get(image.object_key))
+        return Inline(image.media_type, await self._objects.get(image.object_key))

@@ -45,7 +45,7 @@ class Purchases:
         if not await self.is_begun():
             return UNREAD
         found = await self._store.obstacles(self._identity)
-        return f"an operator: {found[0].why}" if found else ""
+        return f"held for an operator: {found[0].why}" if found else ""
 
     async def is_foreign(self, batch_id: str) -> bool:
         """Whether an open batch was bought under another identity: that its files are not seen does not say that they

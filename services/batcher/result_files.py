@@ -2,9 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from prometheus_client import Counter
 
@@ -19,6 +18,12 @@ from services.chassis import logs
 from services.chassis.leases import Lease
 
 PARTS = ("output", "error")
+PAGE_BYTES = 4 * 1024 * 1024
+PAGES_AT_ONCE = 2
+LINE_BYTES_MAX = 16 * 1024 * 1024
+"""Answers are far shorter. A line that is longer is none, whatever it says, and its job is judged as one without."""
+
+TOO_LONG = b"...\n"
 LATE_LINES = Counter("batcher_late_lines", "Lines of attempts that were over, or of nobody, and dropped.")
 
 _log = logs.get_logger(__name__)
@@ -53,6 +58,7 @@ class ResultFiles:
         self._limits = limits
         self._wait_us = wait_us
         self._ended = ended
+        self._pages = asyncio.Semaphore(PAGES_AT_ONCE)
 
     async def apply(self, batch: Batch, found: ProviderBatch, lease: Lease, now_us: int) -> Read:
         """Keeps and applies the files that the batch has, of which some may have come after its end was seen. One that
@@ -86,12 +92,19 @@ class ResultFiles:
         try:
             count = 0
             with await asyncio.to_thread(path.open, "rb") as file:
-                while lines := await asyncio.to_thread(lambda: list(islice(file, LINES_MAX))):
-                    count += sum(1 for line in lines if line.strip())
-                    await self._apply(batch, results_in(lines, now_us, self._wait_us), lease)
+                while lines := await self._apply_page(batch, file, lease, now_us):
+                    count += lines
             return count
         finally:
             await asyncio.to_thread(path.unlink, missing_ok=True)
+
+    async def _apply_page(self, batch: Batch, file: BinaryIO, lease: Lease, now_us: int) -> int:
+        """Applies the next lines of a file; gives how many, 0 at its end."""
+        async with self._pages:
+            lines = await asyncio.to_thread(read_lines, file)
+            if lines:
+                await self._apply(batch, results_in(lines, now_us, self._wait_us), lease)
+            return len(lines)
 
     async def _apply(self, batch: Batch, results: list[Result | None], lease: Lease) -> None:
         known = [result for result in results if result is not None]
@@ -101,6 +114,21 @@ class ResultFiles:
             job = change.job
             _log.info("job_answered", job=job.uid, batch=batch.batch_id, state=job.state.value, attempt=job.attempt)
         self._ended()
+
+
+def read_lines(file: BinaryIO) -> list[bytes]:
+    """The next lines of a file that are not blank, of at most 1,000 and about 4 MiB; none at its end."""
+    lines: list[bytes] = []
+    used_bytes = 0
+    while len(lines) < LINES_MAX and used_bytes < PAGE_BYTES and (line := file.readline(LINE_BYTES_MAX)):
+        if len(line) == LINE_BYTES_MAX and not line.endswith(b"\n"):
+            while (rest := file.readline(PAGE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            line = TOO_LONG
+        if line.strip():
+            lines.append(line)
+            used_bytes += len(line)
+    return lines
 
 
 def results_in(lines: list[bytes], now_us: int, wait_us: int) -> list[Result | None]:

@@ -1,4 +1,5 @@
-"""The batches in the database: each command is one transaction, and what it may do is decided by `batch` and `job`.
+"""The batches in the database: each command is one transaction, or one for each 1,000 jobs, and what it may do is
+decided by `batch` and `job`.
 
     plan ──► freeze ──► record_input ──► adopt, start ──► progress ──► end ──► apply, lose_members ──► close
                ▲                           │
@@ -8,27 +9,18 @@ Each takes the lease of the loop that runs it, so that a replica which has lost 
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from services.batcher import batch as batches
 from services.batcher import job as jobs
-from services.batcher.batch import Batch, Counts, State, Submission, SubmissionState
+from services.batcher.batch import Batch, State, Submission, SubmissionState
 from services.batcher.job import Answer, Change, Failure, Job, Limits
-from services.batcher.planner import Planned, Waiting
-from services.batcher.store_allowances import AllowanceStore
+from services.batcher.planner import Waiting
 from services.batcher.store_cycles import CycleStore
-from services.batcher.store_rows import (
-    Member,
-    Note,
-    batch_of,
-    check,
-    lock_batches,
-    lock_jobs,
-    member_of,
-    submission_of,
-    write,
-)
+from services.batcher.store_due import DueStore
+from services.batcher.store_members import MemberStore, count_members, note_of
+from services.batcher.store_rows import batch_of, check, lock_batches, lock_jobs, submission_of, write
 from services.chassis.database import Transaction
 from services.chassis.leases import Lease
 
@@ -51,7 +43,14 @@ class Result(NamedTuple):
     outcome: Answer | Loss
 
 
-class BatchStore(AllowanceStore, CycleStore):
+class Opened(NamedTuple):
+    """How many submissions were opened, and when the first of them was."""
+
+    submissions: int
+    first_us: int
+
+
+class BatchStore(MemberStore, CycleStore, DueStore):
     """Batches, their members and their submissions."""
 
     async def depths(self) -> dict[str, int]:
@@ -67,20 +66,6 @@ class BatchStore(AllowanceStore, CycleStore):
             rows = await tx.rows("queue_page", now_us=now_us, count_per_account=count_per_account, count=count)
         return [Waiting(*row) for row in rows]
 
-    async def plan(self, planned: Planned, batch_id: str, lease: Lease) -> Batch | None:
-        """Makes a batch of the jobs that are still free; None when all were gone."""
-        async with self.database.transaction() as tx:
-            await check(tx, lease)
-            now_us = await tx.now_us()
-            changes = [c for job in await lock_jobs(tx, planned.uids) if (c := jobs.plan(job, batch_id, now_us))]
-            if not changes:
-                return None
-            tokens = await _tokens(tx, [change.job.uid for change in changes])
-            batch = batches.plan(batch_id, planned.model, len(changes), now_us, tokens)
-            _, notes = await write(tx, now_us, changes, [_note("batch.planned", batch)])
-        self._wake()
-        return notes[0].batch
-
     async def open_batches(self) -> list[Batch]:
         """Batches that are not closed, oldest first."""
         async with self.database.reading() as tx:
@@ -92,64 +77,17 @@ class BatchStore(AllowanceStore, CycleStore):
             row = await tx.row("batch_get", batch_id=batch_id)
         return None if row is None else batch_of(row)
 
-    async def members(self, batch_id: str) -> AsyncIterator[Member]:
-        """The jobs of a batch that have no outcome yet, in uid order, read in pages."""
-        after_uid = ""
-        while True:
-            async with self.database.reading() as tx:
-                rows = await tx.rows("batch_members", batch_id=batch_id, after_uid=after_uid, count=LINES_MAX)
-            for row in rows:
-                yield member_of(row)
-            if len(rows) < LINES_MAX:
-                return
-            after_uid = rows[-1]["uid"]
-
     async def submission(self, batch_id: str) -> Submission | None:
         """The batch's open submission."""
         async with self.database.reading() as tx:
             row = await tx.row("submission_open", batch_id=batch_id)
         return None if row is None else submission_of(row)
 
-    async def submissions_since(self, since_us: int) -> int:
-        """How many submissions opened since then have tried to create a batch, or may yet do so."""
+    async def submissions_since(self, since_us: int) -> Opened:
+        """The submissions opened since then that have tried to create a batch, or may yet do so."""
         async with self.database.reading() as tx:
             row = await tx.row("submissions_count", since_us=since_us)
-        return int(row[0]) if row else 0
-
-    async def freeze(
-        self, batch_id: str, lost: Mapping[str, Failure], intent_id: str, provider_identity: str, lease: Lease
-    ) -> Submission | None:
-        """Freezes the members and opens a submission; jobs that are lost, late or cancelled leave before that.
-
-        None: nobody was left, and the batch is closed.
-        """
-        async with self.database.transaction() as tx:
-            await check(tx, lease)
-            now_us = await tx.now_us()
-            members = await lock_jobs(tx, await _member_uids(tx, batch_id))
-            batch = (await lock_batches(tx, [batch_id]))[batch_id]
-            if batch.state is not State.PLANNED:
-                return None
-            changes = [change for job in members if (change := _leave(job, lost, now_us))]
-            left = len(members) - len(changes)
-            if left:
-                after = batches.freeze(batch, left, now_us)
-                note = _note("batch.submitting", after)
-            else:
-                note = _note("batch.closed", batches.close(batch, now_us))
-            await write(tx, now_us, changes, [note])
-            if left:
-                await tx.run(
-                    "submissions_insert",
-                    batch_id=batch_id,
-                    attempt=after.submission,
-                    intent_id=intent_id,
-                    provider_identity=provider_identity,
-                    create_time_us=now_us,
-                )
-            row = await tx.row("submission_open", batch_id=batch_id)
-        self._wake()
-        return None if row is None else submission_of(row)
+        return Opened(*row) if row else Opened(0, 0)
 
     async def record(self, submission: Submission, lease: Lease) -> Submission:
         """Writes an open submission: its input file's id, or since when it is in doubt."""
@@ -167,14 +105,9 @@ class BatchStore(AllowanceStore, CycleStore):
             adopted = submission._replace(state=SubmissionState.ADOPTED, provider_batch_id=provider_batch_id)
             if batch.state is not State.SUBMITTING or not await _write_submission(tx, adopted):
                 return
-            await write(tx, now_us, [], [_note("batch.running", batches.adopt(batch, provider_batch_id, now_us))])
+            await write(tx, now_us, [], [note_of("batch.running", batches.adopt(batch, provider_batch_id, now_us))])
         while await self.start(submission.batch_id, lease):
             pass
-
-    async def member_uids(self, batch_id: str) -> list[str]:
-        """The jobs of a batch that have no outcome yet, in the order of their lines in its input file."""
-        async with self.database.reading() as tx:
-            return await _member_uids(tx, batch_id)
 
     async def start(self, batch_id: str, lease: Lease) -> int:
         """Moves up to 1,000 jobs of an adopted batch to RUNNING; gives how many."""
@@ -191,25 +124,6 @@ class BatchStore(AllowanceStore, CycleStore):
         self._wake()
         return len(changes)
 
-    async def split(self, batch_id: str, new_batch_id: str, lease: Lease) -> Batch | None:
-        """Moves half of a planned batch's members to a new one; None where it can't be cut."""
-        async with self.database.transaction() as tx:
-            await check(tx, lease)
-            now_us = await tx.now_us()
-            members = await lock_jobs(tx, await _member_uids(tx, batch_id))
-            batch = (await lock_batches(tx, [batch_id]))[batch_id]
-            half = members[(len(members) + 1) // 2 :]
-            if batch.state is not State.PLANNED or not half:
-                return None
-            uids = [job.uid for job in half]
-            counted = batch._replace(jobs=len(members), tokens=max(batch.tokens, await _tokens(tx, uids)))
-            left, new = batches.split(counted, new_batch_id, len(half), await _tokens(tx, uids), now_us)
-            await tx.run("attempts_move", batch_id=new_batch_id, uids=json.dumps(uids))
-            changes = [batches.move(job, new_batch_id, now_us) for job in half]
-            await write(tx, now_us, changes, [_note("batch.split", left), _note("batch.planned", new)])
-        self._wake()
-        return new
-
     async def abandon(self, submission: Submission, not_before_us: int, lease: Lease, problem: str = "") -> None:
         """The provider has not got the batch and never will through this submission: the next may be opened.
 
@@ -222,7 +136,7 @@ class BatchStore(AllowanceStore, CycleStore):
             abandoned = submission._replace(state=SubmissionState.ABANDONED)
             if await _write_submission(tx, abandoned) and batch.state is State.SUBMITTING:
                 after = batches.abandon(batch, not_before_us, now_us, problem)
-                await write(tx, now_us, [], [_note("batch.abandoned", after)])
+                await write(tx, now_us, [], [note_of("batch.abandoned", after)])
 
     async def update(self, batch: Batch, kind: str, lease: Lease) -> None:
         """Writes a batch that one of `batch`'s functions gave, unless another has changed it since it was read."""
@@ -231,7 +145,7 @@ class BatchStore(AllowanceStore, CycleStore):
             before = (await lock_batches(tx, [batch.batch_id]))[batch.batch_id]
             if before.last_revision != batch.last_revision:
                 return
-            await write(tx, await tx.now_us(), [], [_note(kind, batch)])
+            await write(tx, await tx.now_us(), [], [note_of(kind, batch)])
         self._wake()
 
     async def unwanted(self) -> list[str]:
@@ -261,8 +175,7 @@ class BatchStore(AllowanceStore, CycleStore):
     async def lose_members(self, batch_id: str, loss: Loss, limits: Limits, lease: Lease) -> int:
         """Gives up to 1,000 members without an outcome the same loss; gives how many it were."""
         async with self.database.reading() as tx:
-            uids = (await _member_uids(tx, batch_id))[:LINES_MAX]
-            rows = await tx.rows("jobs_read", uids=json.dumps(uids))
+            rows = await tx.rows("batch_members", batch_id=batch_id, after_uid="", count=LINES_MAX)
         results = [Result(row["uid"], row["attempt"], loss) for row in rows]
         return len(await self.apply(batch_id, results, limits, lease)) if results else 0
 
@@ -270,12 +183,12 @@ class BatchStore(AllowanceStore, CycleStore):
         """Closes a batch whose every member has its outcome; False while one has none."""
         async with self.database.transaction() as tx:
             await check(tx, lease)
-            if await _member_uids(tx, batch_id):
+            if await count_members(tx, batch_id):
                 return False
             now_us = await tx.now_us()
             batch = (await lock_batches(tx, [batch_id]))[batch_id]
             if batch.state is not State.CLOSED:
-                await write(tx, now_us, [], [_note("batch.closed", batches.close(batch, now_us))])
+                await write(tx, now_us, [], [note_of("batch.closed", batches.close(batch, now_us))])
         self._wake()
         return True
 
@@ -286,13 +199,6 @@ def raise_if_all_failed(outcomes: Sequence[Exception | None]) -> None:
     """
     if outcomes and all(outcome is not None for outcome in outcomes):
         raise next(outcome for outcome in outcomes if outcome is not None)
-
-
-def _leave(job: Job, lost: Mapping[str, Failure], now_us: int) -> Change | None:
-    """Whether a member leaves the batch before it is bought."""
-    if job.cancel_requested or now_us >= job.deadline_us or job.uid in lost:
-        return jobs.leave(job, job.attempt, lost.get(job.uid, jobs.DEADLINE), now_us)
-    return None
 
 
 def _one_of_each(results: Sequence[Result]) -> dict[tuple[str, int], Result]:
@@ -313,12 +219,6 @@ def _apply(job: Job, result: Result, limits: Limits, now_us: int) -> Change | No
     return jobs.lose(job, result.attempt, failure, retryable, limits, now_us, not_before_us)
 
 
-def _note(kind: str, batch: Batch) -> Note:
-    """What the journal holds of a batch: enough to show its progress."""
-    counts = Counts(batch.total, batch.completed, batch.failed)._asdict()
-    return Note(kind, batch, {"state": batch.state, "provider_state": batch.provider_state, **counts})
-
-
 def _plus(limits: Limits, attempts: int) -> Limits:
     """The limits of a job of whose attempts some did not count."""
     return limits._replace(attempts_max=limits.attempts_max + attempts) if attempts else limits
@@ -327,15 +227,6 @@ def _plus(limits: Limits, attempts: int) -> Limits:
 async def _uncounted(tx: Transaction, uids: Sequence[str]) -> dict[str, int]:
     rows = await tx.rows("attempts_uncounted", uids=json.dumps(sorted(uids))) if uids else []
     return {row["uid"]: row["attempts"] for row in rows}
-
-
-async def _tokens(tx: Transaction, uids: Sequence[str]) -> int:
-    row = await tx.row("prompt_tokens_of", uids=json.dumps(sorted(uids)))
-    return int(row["tokens"]) if row else 0
-
-
-async def _member_uids(tx: Transaction, batch_id: str) -> list[str]:
-    return [row[0] for row in await tx.rows("batch_member_uids", batch_id=batch_id)]
 
 
 async def _write_submission(tx: Transaction, submission: Submission) -> bool:

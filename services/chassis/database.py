@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 from services.chassis.errors import StoreDamaged, StoreUnavailable
 from services.chassis.sql.postgres import PostgresDatabase
-from services.chassis.sql.sqlite import SqliteDatabase
+from services.chassis.sql.sqlite import SQLITE_MEMORY, SqliteDatabase, SqliteMemory
 from services.chassis.sql.transaction import Conflict, Database, Row, Rows, Transaction, load_statements
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Database",
     "Row",
     "Rows",
+    "SqliteMemory",
     "Transaction",
     "connect",
     "dialect_of",
@@ -66,21 +67,22 @@ async def connect(
     timeout_seconds: float = TIMEOUT_SECONDS,
     clock_us: Callable[[], int] = _wall_clock_us,
     writes_only: bool = False,
+    memory: SqliteMemory = SQLITE_MEMORY,
 ) -> Database:
     """Opens a database by the URL that dbmate takes: `sqlite:/absolute/file.db` or `postgres://...`.
 
     `pool_size` counts PostgreSQL connections, or SQLite readers beside the one writer. `timeout_seconds` bounds the
     wait for a connection and for each PostgreSQL statement. `clock_us` is what `tx.now_us()` tells on SQLite.
-    `writes_only` is for a process that does nothing else: on SQLite no readers, and no thread beside it. Raises
-    StoreUnavailable when there is no such database, StoreDamaged when it can't be read, ValueError for another kind of
-    URL.
+    `writes_only` is for a process that does nothing else: on SQLite no readers, and no thread beside it. `memory`
+    is what SQLite may take of it. Raises StoreUnavailable when there is no such database, StoreDamaged when it can't be
+    read, ValueError for another kind of URL.
     """
     dialect = dialect_of(url)
     statements = load_statements([_CHASSIS_SQL, *sql_folders], dialect)
     if dialect == "sqlite":
         _refuse_empty(sqlite_path(url))
         return await SqliteDatabase.open(
-            sqlite_path(url), statements, pool_size, timeout_seconds, clock_us, writes_only
+            sqlite_path(url), statements, pool_size, timeout_seconds, clock_us, writes_only, memory
         )
     return await PostgresDatabase.open(url, statements, pool_size, timeout_seconds)
 

@@ -56,13 +56,6 @@ def tell_failure(loop: str, error: Exception) -> None:
     _log.warning("loop_failed", loop=loop, error=repr(error))
 
 
-def _rest_seconds(loop: Loop) -> float:
-    """The pause between two steps, or between two looks whether the lease of another replica is over."""
-    if loop.lease is None or loop.lease.fence is not None:
-        return loop.interval_seconds
-    return min(loop.interval_seconds, loop.lease.duration_seconds * ASK_FRACTION)
-
-
 class Runner:
     """Runs loops until it is stopped.
 
@@ -124,7 +117,25 @@ class Runner:
             if failures:
                 await self._pause(self._backoff_seconds(failures), self._stopping)
             elif not more:
-                await self._pause(_rest_seconds(loop) * (0.9 + self._jitter() / 5), self._stopping, loop.woken)
+                await self._rest(loop)
+
+    async def _rest(self, loop: Loop) -> None:
+        """The pause before the next step. A lease is renewed in it, as it may be shorter; one that is another replica's
+        is asked for sooner than the step would come.
+        """
+        left_seconds = loop.interval_seconds * (0.9 + self._jitter() / 5)
+        lease = loop.lease
+        while left_seconds > 0 and not (self._stopping.is_set() or loop.woken.is_set()):
+            nap_seconds = left_seconds
+            if lease is not None:
+                fraction = ASK_FRACTION if lease.fence is None else RENEW_FRACTION
+                nap_seconds = min(left_seconds, lease.duration_seconds * fraction)
+            await self._pause(nap_seconds, self._stopping, loop.woken)
+            left_seconds -= nap_seconds
+            if lease is None or lease.fence is None:
+                return
+            if left_seconds > 0:
+                await self._renewed(loop.name, lease)
 
     def _backoff_seconds(self, failures: int) -> float:
         pause = min(BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10), BACKOFF_SECONDS_MAX)
@@ -153,11 +164,16 @@ class Runner:
         renewed = True
         while renewed:
             await self._sleep(lease.duration_seconds * RENEW_FRACTION)
-            try:
-                renewed = await lease.renew()
-            except Exception as error:
-                # The lease holds on for a while yet; another attempt comes before its end.
-                self._on_failure(name, error)
+            renewed = await self._renewed(name, lease)
+
+    async def _renewed(self, name: str, lease: Lease) -> bool:
+        """Whether the lease may still be ours."""
+        try:
+            return await lease.renew()
+        except Exception as error:
+            # The lease holds on for a while yet; another attempt comes before its end.
+            self._on_failure(name, error)
+            return True
 
     async def _pause(self, seconds: float, *events: asyncio.Event) -> None:
         """Until the time is over or one of the events is set."""

@@ -1,7 +1,7 @@
 """Decisions about accounts: opening, freezing and closing one."""
 
 from services.wallet.commands import ChangeAccount, Moment, OpenAccount, Outcome
-from services.wallet.economy import WELCOME_GRANT_ID
+from services.wallet.economy import WELCOME_GRANT_ID, in_force
 from services.wallet.errors import (
     AccountClosed,
     AccountFrozen,
@@ -30,7 +30,7 @@ def open_account(state: State, command: OpenAccount, moment: Moment) -> Outcome:
 
 def open_at(state: State, actor: str, account_id: str, moment: Moment) -> None:
     """Begins an account with its welcome bonus; the caller has seen that there is none."""
-    now_us, bonus = moment.now_us, moment.rules.welcome_bonus
+    now_us, bonus = moment.now_us, welcome_bonus(state, account_id, moment)
     apply(state, Entry("open", actor, account_id, created_by=actor), now_us)
     if bonus:
         # The key names the account: the bonus is the wallet's own grant, and there is one wallet for all accounts.
@@ -45,6 +45,11 @@ def open_at(state: State, actor: str, account_id: str, moment: Moment) -> None:
             facts={"reference": WELCOME_GRANT_ID},
         )
         apply(state, entry, now_us)
+
+
+def welcome_bonus(state: State, account_id: str, moment: Moment) -> int:
+    """What an account is given when it begins."""
+    return in_force(moment.rules, state.rule_sets.values(), account_id, moment.now_us).rules.welcome_bonus
 
 
 def change_account(state: State, command: ChangeAccount, moment: Moment) -> Outcome:

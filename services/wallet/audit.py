@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from services.wallet.holdings import TOKEN, Entry, State
+from services.wallet.holdings import Entry, State
 from services.wallet.journal_entry import apply
 
 REMEDY = (
@@ -75,7 +75,7 @@ class Replayed(NamedTuple):
 def replay(state: State, rows: Iterable[Replayed]) -> Fault | None:
     """Applies rows to the state; the first that does not follow from it is a fault, and the state is then of no use."""
     for revision, time_us, entry in rows:
-        account = state.accounts.get((entry.account_id, TOKEN))
+        account = state.accounts.get((entry.account_id, entry.asset))
         previous = account.revision if account else 0
         if entry.account_id and entry.previous != previous:
             problem = f"revision {revision} follows revision {entry.previous} of account {entry.account_id!r}"

@@ -6,9 +6,20 @@ The zone is the operator's and never a user's: moving earns nothing. Where clock
 
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def zone_of(name: str) -> tzinfo:
+    """The zone that the IANA names so. ValueError: there is none, or no list of zones; all have UTC."""
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"there is no time zone {name!r}") from None
 
 
 def day_of(time_us: int, zone: tzinfo) -> int:
@@ -43,5 +54,8 @@ def text_of(day: int) -> str:
 
 
 def read_day(text: str) -> int:
-    """The day that YYYY-MM-DD names. ValueError: there is no such day."""
-    return date.fromisoformat(text).toordinal()
+    """The day that YYYY-MM-DD names. ValueError: there is no such day, or it is written otherwise."""
+    day = date.fromisoformat(text)
+    if day.isoformat() != text:
+        raise ValueError(f"{text!r} is not written as YYYY-MM-DD")
+    return day.toordinal()

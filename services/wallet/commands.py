@@ -3,10 +3,14 @@
 A command is its own fingerprint: a repeat is recognised by comparing what is stored with what was sent.
 """
 
+from datetime import UTC, tzinfo
 from typing import NamedTuple
 
+from services.wallet.calendar_day import day_of
 from services.wallet.economy import Rules
-from services.wallet.holdings import Account, Lot, Reservation
+from services.wallet.holdings import Account, Earning, Lot, Reservation, RuleSetRecord, Streak
+from services.wallet.sharing import Member, Team
+from services.wallet.sharing_commands import OpenTeam, RemoveMember, SetMember
 
 
 class OpenAccount(NamedTuple):
@@ -122,7 +126,75 @@ class Sweep(NamedTuple):
     account_id: str
 
 
-Command = OpenAccount | Grant | Revoke | Reserve | Preview | Commit | Release | Refund | Amend | ChangeAccount | Sweep
+class ClaimDaily(NamedTuple):
+    """Claim the daily bonus; (actor, claim_id) is the key."""
+
+    actor: str
+    account_id: str
+    claim_id: str
+
+
+class RecordActivity(NamedTuple):
+    """Give points for something that an account did; (actor, activity_id) is the key."""
+
+    actor: str
+    account_id: str
+    activity: str
+    activity_id: str
+
+
+class Convert(NamedTuple):
+    """Change points into so many tokens; (actor, conversion_id) is the key."""
+
+    actor: str
+    account_id: str
+    conversion_id: str
+    tokens: int
+
+
+class Award(NamedTuple):
+    """Give the tokens of an achievement; the account and the achievement are the key."""
+
+    actor: str
+    account_id: str
+    achievement: str
+
+
+class PutRules(NamedTuple):
+    """Put a version of the earning rules; the version is the key."""
+
+    actor: str
+    version: str
+    effective_time_us: int | None
+    """None: at once."""
+    rollout_percent: int
+    cohort: str
+    document: str
+    """As `economy.write_rules` writes it."""
+
+
+Earn = ClaimDaily | RecordActivity | Convert | Award
+Command = (
+    OpenAccount
+    | Grant
+    | Revoke
+    | Reserve
+    | Preview
+    | Commit
+    | Release
+    | Refund
+    | Amend
+    | ChangeAccount
+    | Sweep
+    | ClaimDaily
+    | RecordActivity
+    | Convert
+    | Award
+    | PutRules
+    | OpenTeam
+    | SetMember
+    | RemoveMember
+)
 OnReservation = Commit | Release | Refund | Amend
 
 
@@ -137,6 +209,18 @@ class Outcome(NamedTuple):
     """Of a Preview, the lots that it would hold of."""
     revoked: int = 0
     """Of a Revoke, how many tokens it took."""
+    earning: Earning | None = None
+    """Of what earns or converts, what came of it."""
+    points: Account | None = None
+    """Of the same, the account's points, if it ever had any."""
+    streak: Streak | None = None
+    """Of a claim, how far the streak has come."""
+    rule_set: RuleSetRecord | None = None
+    """Of a PutRules."""
+    team: Team | None = None
+    """Of what concerns a team, the team."""
+    member: Member | None = None
+    """Of the same, the one whom it is about."""
 
 
 class Moment(NamedTuple):
@@ -144,3 +228,10 @@ class Moment(NamedTuple):
 
     now_us: int
     rules: Rules
+    zone: tzinfo = UTC
+    """Whose calendar the economy goes by."""
+
+    @property
+    def day(self) -> int:
+        """The calendar day."""
+        return day_of(self.now_us, self.zone)

@@ -4,11 +4,12 @@
     ├── AccountNotFound            ├── CommitExceedsReservation
     ├── ReservationNotFound        ├── RefundExceedsCommitted
     ├── GrantNotFound              ├── AmendNotAllowed
-    ├── IdempotencyMismatch        ├── AccountClosed
-    ├── ReservationCommitted       ├── AccountFrozen
-    ├── ReservationReleased        ├── AccountNotEmpty
-    ├── ReservationExpired         ├── LotLimit
-    └── ReservationNotCommitted    ├── InsufficientFunds
+    ├── RuleNotFound               ├── AccountClosed
+    ├── IdempotencyMismatch        ├── AccountFrozen
+    ├── ReservationCommitted       ├── AccountNotEmpty
+    ├── ReservationReleased        ├── LotLimit
+    ├── ReservationExpired         ├── DailyBonusClaimed, LimitReached, RulesLimit
+    └── ReservationNotCommitted    ├── InsufficientPoints, InsufficientFunds
                                    └── BalanceLimit
 
 When several apply, the one that stands first in the proto's enum is raised: that order is the order of these classes.
@@ -55,6 +56,13 @@ class GrantNotFound(Refusal):
 
     def __init__(self, grant_id: str) -> None:
         super().__init__(f"you have made no grant {grant_id!r} to this account", grant_id=grant_id)
+
+
+class RuleNotFound(Refusal):
+    """The earning rules of the account have no such activity, or no such achievement that a caller may award."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"there is no {kind} {name!r} that you may report", kind=kind, name=name)
 
 
 class IdempotencyMismatch(Refusal):
@@ -189,6 +197,54 @@ class LotLimit(Refusal):
             f"account {account_id!r} has {limit} lots with tokens left: grant without lifetime and priority",
             account_id=account_id,
             limit=limit,
+        )
+
+
+class DailyBonusClaimed(Refusal):
+    """The account has had today's bonus, by another key."""
+
+    def __init__(self, account_id: str, resets_at_us: int) -> None:
+        resets_at = rfc3339(resets_at_us)
+        super().__init__(
+            f"account {account_id!r} has claimed today's bonus; the next one from {resets_at}",
+            account_id=account_id,
+            resets_at=resets_at,
+        )
+
+
+class LimitReached(Refusal):
+    """So much may not be done in one day, or month."""
+
+    def __init__(self, account_id: str, limited: str, requested: int, used: int, limit: int, resets_at_us: int) -> None:
+        resets_at = rfc3339(resets_at_us)
+        super().__init__(
+            f"account {account_id!r} has used {used} of {limit} ({limited}), so that {requested} more are too many "
+            f"before {resets_at}",
+            account_id=account_id,
+            limited=limited,
+            requested=requested,
+            used=used,
+            limit=limit,
+            resets_at=resets_at,
+        )
+
+
+class RulesLimit(Refusal):
+    """So many versions of the earning rules were put as may ever be."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} versions of the earning rules were put, and no more may be", limit=limit)
+
+
+class InsufficientPoints(Refusal):
+    """The account does not have that many points."""
+
+    def __init__(self, account_id: str, requested: int, available: int) -> None:
+        super().__init__(
+            f"account {account_id!r} has {available} points, and {requested} are needed",
+            account_id=account_id,
+            requested=requested,
+            available=available,
         )
 
 

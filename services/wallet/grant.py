@@ -5,7 +5,7 @@ from typing import Any
 from services.wallet.account import check_balance_limit, find, refuse_closed, same, same_duration
 from services.wallet.commands import Grant, Moment, Outcome, Revoke
 from services.wallet.errors import BalanceLimit, GrantNotFound, LotLimit
-from services.wallet.holdings import ISSUE, TOKEN, GrantRecord, Lot, State
+from services.wallet.holdings import ISSUE, TOKEN, Account, GrantRecord, Lot, State
 from services.wallet.journal_entry import apply, entry_on
 from services.wallet.lot import LOTS_MAX, free_plain
 
@@ -24,10 +24,7 @@ def grant(state: State, command: Grant, moment: Moment) -> Outcome:
     has_lot = command.lifetime_us is not None or command.priority is not None
     if has_lot and account.lots >= LOTS_MAX:
         raise LotLimit(account.account_id, LOTS_MAX)
-    check_balance_limit(account, command.amount)
-    issued = state.issued - state.system.get((ISSUE, TOKEN), 0)
-    if issued + command.amount > ISSUED_MAX:
-        raise BalanceLimit(ISSUE, command.amount, issued, ISSUED_MAX)
+    check_issue(state, account, command.amount)
     entry = entry_on(
         account,
         "grant",
@@ -40,6 +37,14 @@ def grant(state: State, command: Grant, moment: Moment) -> Outcome:
     )
     apply(state, entry, moment.now_us)
     return Outcome(state.accounts[command.account_id, TOKEN], None, False)
+
+
+def check_issue(state: State, account: Account, amount: int) -> None:
+    """Refuses new tokens that would pass the largest balance, or the largest sum of all that was ever issued."""
+    check_balance_limit(account, amount)
+    issued = state.issued - state.system.get((ISSUE, TOKEN), 0)
+    if issued + amount > ISSUED_MAX:
+        raise BalanceLimit(ISSUE, amount, issued, ISSUED_MAX)
 
 
 def _compare(made: GrantRecord, command: Grant) -> None:

@@ -13,7 +13,7 @@ from services.chassis.fields import Checks
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.interceptors import log_cause
 from services.chassis.watch import RevisionCompacted, RevisionUnknown
-from services.wallet import errors, grpc_audit, grpc_messages, grpc_pages
+from services.wallet import errors, grpc_audit, grpc_history, grpc_messages, grpc_pages, sharing_errors
 from services.wallet.commands import Command, Outcome
 from services.wallet.grpc_watch import Watches
 from services.wallet.store import Store
@@ -38,6 +38,7 @@ SCOPES: Final[Mapping[str, str]] = {
     f"/{SERVICE}/GetReservation": "wallet.read",
     f"/{SERVICE}/ListReservations": "wallet.read",
     f"/{SERVICE}/ListTransactions": "wallet.read",
+    f"/{SERVICE}/ListDaySummaries": "wallet.read",
     f"/{SERVICE}/GetBalanceAt": "wallet.read",
     f"/{SERVICE}/FreezeAccount": "wallet.admin",
     f"/{SERVICE}/UnfreezeAccount": "wallet.admin",
@@ -56,6 +57,8 @@ ERRORS: Final = ErrorTable(
         errors.AccountNotFound: Row(_NOT_FOUND, "ACCOUNT_NOT_FOUND"),
         errors.ReservationNotFound: Row(_NOT_FOUND, "RESERVATION_NOT_FOUND"),
         errors.GrantNotFound: Row(_NOT_FOUND, "GRANT_NOT_FOUND"),
+        errors.RuleNotFound: Row(_NOT_FOUND, "RULE_NOT_FOUND"),
+        sharing_errors.TeamNotFound: Row(_NOT_FOUND, "TEAM_NOT_FOUND"),
         errors.IdempotencyMismatch: Row(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_MISMATCH"),
         errors.ReservationCommitted: Row(_PRECONDITION, "RESERVATION_COMMITTED"),
         errors.ReservationReleased: Row(_PRECONDITION, "RESERVATION_RELEASED"),
@@ -64,10 +67,18 @@ ERRORS: Final = ErrorTable(
         errors.CommitExceedsReservation: Row(_PRECONDITION, "COMMIT_EXCEEDS_RESERVATION"),
         errors.RefundExceedsCommitted: Row(_PRECONDITION, "REFUND_EXCEEDS_COMMITTED"),
         errors.AmendNotAllowed: Row(_PRECONDITION, "AMEND_NOT_ALLOWED"),
+        sharing_errors.RoleTooLow: Row(grpc.StatusCode.PERMISSION_DENIED, "ROLE_TOO_LOW"),
         errors.AccountClosed: Row(_PRECONDITION, "ACCOUNT_CLOSED"),
         errors.AccountFrozen: Row(_PRECONDITION, "ACCOUNT_FROZEN"),
         errors.AccountNotEmpty: Row(_PRECONDITION, "ACCOUNT_NOT_EMPTY"),
         errors.LotLimit: Row(_PRECONDITION, "LOT_LIMIT"),
+        sharing_errors.NotAMember: Row(_PRECONDITION, "NOT_A_MEMBER"),
+        sharing_errors.LastOwner: Row(_PRECONDITION, "LAST_OWNER"),
+        sharing_errors.MemberLimit: Row(_PRECONDITION, "MEMBER_LIMIT"),
+        errors.DailyBonusClaimed: Row(_PRECONDITION, "DAILY_BONUS_CLAIMED"),
+        errors.LimitReached: Row(_PRECONDITION, "LIMIT_REACHED"),
+        errors.RulesLimit: Row(_PRECONDITION, "RULES_LIMIT"),
+        errors.InsufficientPoints: Row(_PRECONDITION, "INSUFFICIENT_POINTS"),
         errors.InsufficientFunds: Row(_PRECONDITION, "INSUFFICIENT_FUNDS"),
         errors.BalanceLimit: Row(_PRECONDITION, "BALANCE_LIMIT"),
         RevisionUnknown: Row(grpc.StatusCode.OUT_OF_RANGE, "REVISION_UNKNOWN"),
@@ -211,20 +222,12 @@ class WalletApi(wallet_pb2_grpc.WalletServiceServicer):
     async def ListTransactions(
         self, request: wallet_pb2.ListTransactionsRequest, context: Any
     ) -> wallet_pb2.ListTransactionsResponse:
-        size = grpc_pages.page_size(request.page_size)
-        account_id = _readable_account(request.account_id)
-        before = grpc_pages.history_revision(request.page_token, account_id)
-        rows = await self._store.transactions(account_id, before, size)
-        if before is not None and not rows:
-            # Each token that was given names a row of this account.
-            raise grpc_pages.bad_page_token(request.page_token)
-        if rows is None:
-            raise errors.AccountNotFound(account_id)
-        more = len(rows) == size and rows[-1].previous > 0
-        return wallet_pb2.ListTransactionsResponse(
-            transactions=[grpc_messages.transaction_message(row) for row in rows],
-            next_page_token=grpc_pages.history_token(account_id, rows[-1].previous) if more else "",
-        )
+        return await grpc_history.list_transactions(self._store, request, _readable_account(request.account_id))
+
+    async def ListDaySummaries(
+        self, request: wallet_pb2.ListDaySummariesRequest, context: Any
+    ) -> wallet_pb2.ListDaySummariesResponse:
+        return await grpc_history.list_days(self._store, request, _readable_account(request.account_id))
 
     async def GetBalanceAt(
         self, request: wallet_pb2.GetBalanceAtRequest, context: Any

@@ -13,7 +13,11 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from services.wallet.sharing import Shared
+
 TOKEN = "TOKEN"  # noqa: S105 - the name of an asset
+POINT = "POINT"
+"""What activities earn. Points can't be held or spent, only changed into tokens or traded for them."""
 ISSUE = "@issue"
 REVENUE = "@revenue"
 LAPSED = "@lapsed"
@@ -58,6 +62,10 @@ class Account(NamedTuple):
     state: int = 1
     lots: int = 0
     """How many lots with tokens left it has: those of an account with none are never looked for."""
+    worked: int = 0
+    """1 once a reservation that it pays for was committed."""
+    team: int = 0
+    """1 for a team, which pays for its members alone."""
 
     @property
     def available(self) -> int:
@@ -90,6 +98,8 @@ class Reservation(NamedTuple):
     revision: int
     pins: str = ""
     """What it holds of which lot, or has taken and not returned; see `Pins`. Empty when lots have no part in it."""
+    spend_day: int = 0
+    """The calendar day on which a team counts it for its member; 0 when no team pays."""
 
     @property
     def held(self) -> int:
@@ -171,6 +181,64 @@ class AccountChange(NamedTuple):
     revision: int
 
 
+class CounterRecord(NamedTuple):
+    """How much an account has used of something that is limited, in one calendar day (or month, or ever: day 0)."""
+
+    account_id: str
+    counter: str
+    day: int
+    """See `calendar_day`; of a month its first day, and 0 for what is counted for ever."""
+    amount: int
+    revision: int
+
+
+class Earning(NamedTuple):
+    """Something earned by a rule, or exchanged: what its key is compared with."""
+
+    created_by: str
+    earning_id: str
+    account_id: str
+    kind: str
+    """`daily`, `activity`, `convert` or `achievement`."""
+    name: str
+    """Of an activity or achievement."""
+    tokens: int
+    points: int
+    """How many points came (or, for a conversion, went: negative)."""
+    day: int
+    rules: str
+    """The version of the rules that it was earned by; empty for those of the configuration."""
+    revision: int
+
+
+class Streak(NamedTuple):
+    """On how many days in a row an account has claimed its daily bonus."""
+
+    account_id: str
+    day: int
+    """The last day with a claim."""
+    days: int
+    best_days: int
+    grace_day: int
+    """The last day that was missed and forgiven; 0 for none."""
+    revision: int
+
+
+class RuleSetRecord(NamedTuple):
+    """A version of the earning rules that was put: `document` is their JSON."""
+
+    version: str
+    actor: str
+    effective_time_us: int
+    at_once: int
+    """1 when the request named no time."""
+    rollout_percent: int
+    cohort: str
+    """Versions with the same cohort are tried on the same accounts."""
+    document: str
+    revision: int
+
+
 NO_FACTS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -194,12 +262,14 @@ class Entry(NamedTuple):
     key: str = ""
     facts: Mapping[str, Any] = NO_FACTS
     """What else the kind needs to be applied; see `journal_entry`."""
+    asset: str = TOKEN
 
 
 AccountKey = tuple[str, str]
 Key = tuple[str, str]
 """(who made it, the id that they chose)."""
 OperationKey = tuple[str, str, str]
+CounterKey = tuple[str, str, int]
 Pins = Sequence[Sequence[int]]
 """(lot id, amount) in the order of spending; PLAIN stands for tokens without a lot."""
 
@@ -215,6 +285,11 @@ class State:
     grants: dict[Key, GrantRecord] = field(default_factory=dict)
     operations: dict[OperationKey, Operation] = field(default_factory=dict)
     changes: dict[Key, AccountChange] = field(default_factory=dict)
+    counters: dict[CounterKey, CounterRecord] = field(default_factory=dict)
+    earnings: dict[Key, Earning] = field(default_factory=dict)
+    streaks: dict[str, Streak] = field(default_factory=dict)
+    rule_sets: dict[str, RuleSetRecord] = field(default_factory=dict)
+    shared: Shared = field(default_factory=Shared)
     system: dict[AccountKey, int] = field(default_factory=dict)
     """How much the balances of the system accounts changed."""
     issued: int = 0
@@ -232,6 +307,11 @@ class State:
             dict(self.grants),
             dict(self.operations),
             dict(self.changes),
+            dict(self.counters),
+            dict(self.earnings),
+            dict(self.streaks),
+            dict(self.rule_sets),
+            self.shared.copy(),
             dict(self.system),
             self.issued,
             self.revision,

@@ -15,11 +15,18 @@ reads the same entries back, applies them to nothing, and must arrive at the sam
     refund    + amount                               @revenue   committed tokens come back
     lapse     - amount                               @lapsed    a lot's time has passed
     grace                                                       tokens of a lot that is over live on as a new lot
+    earn      + tokens or points               @issue     a rule gives something; `rule` says which
+    convert   - points                               @issue     points become tokens, in two rows
+              + tokens                               @issue
+    rules                                                       a version of the earning rules, on nobody's account
+    team                                                        the account is a team from now on, of its first owner
+    member, unmember                                            a team's member comes, changes or goes
     freeze, unfreeze                                            an account may be used less, or again
     close     - balance                              @lapsed    an account is over
 
 `facts` hold what else a kind needs. Wherever lots have a part: `lots` lists (lot id, change of remaining, change of
-held), and `pins` is what the reservation has of which lot afterwards.
+held), and `pins` is what the reservation has of which lot afterwards. `counts` lists (counter, day, change) of what is
+limited. An asset's rows on an account follow each other, and know nothing of those of another asset.
 """
 
 from __future__ import annotations
@@ -27,6 +34,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from services.wallet import economy_entry, sharing_entry
 from services.wallet.holdings import (
     NO_FACTS,
     PLAIN_PRIORITY,
@@ -74,6 +82,7 @@ def entry_on(
         reservation_id,
         key,
         facts,
+        account.asset,
     )
 
 
@@ -101,8 +110,8 @@ def _open(state: State, entry: Entry, now_us: int) -> None:
 
 
 def _move(state: State, entry: Entry, now_us: int) -> None:
-    key = (entry.account_id, TOKEN)
-    account = state.accounts[key]
+    key = (entry.account_id, entry.asset)
+    account = state.accounts[key] if entry.asset == TOKEN else economy_entry.points_of(state, entry.account_id, now_us)
     balance, held = account.balance + entry.balance_change, account.held + entry.held_change
     if (balance, held) != (entry.balance, entry.held):
         raise ValueError(
@@ -120,7 +129,7 @@ def _move(state: State, entry: Entry, now_us: int) -> None:
                 due_time_us = _earlier(due_time_us, after.expire_time_us)
     state.accounts[key] = Account(
         account.account_id,
-        TOKEN,
+        account.asset,
         balance,
         held,
         due_time_us,
@@ -128,9 +137,13 @@ def _move(state: State, entry: Entry, now_us: int) -> None:
         state.revision,
         account.state,
         lots,
+        1 if entry.kind == "commit" else account.worked,
+        account.team,
     )
+    if "counts" in facts:
+        economy_entry.count(state, entry)
     if entry.counterparty:
-        other = (entry.counterparty, TOKEN)
+        other = (entry.counterparty, entry.asset)
         state.system[other] = state.system.get(other, 0) - entry.balance_change
 
 
@@ -248,6 +261,7 @@ def _reserve(state: State, entry: Entry, now_us: int) -> None:
         0,
         state.revision,
         write_pins(facts["pins"]) if "pins" in facts else "",
+        facts["counts"][0][1] if "counts" in facts else 0,
     )
 
 
@@ -324,6 +338,12 @@ _FOLLOW: Final[Mapping[str, Callable[[State, Entry, int], None]]] = {
     "freeze": _change_account,
     "unfreeze": _change_account,
     "close": _change_account,
+    "earn": economy_entry.earn,
+    "convert": economy_entry.convert,
+    "rules": economy_entry.put_rules,
+    "team": sharing_entry.open_team,
+    "member": sharing_entry.change_member,
+    "unmember": sharing_entry.change_member,
 }
 
 

@@ -8,8 +8,8 @@ replicas both succeed. Holds that are due are read after the head: their account
 A crash before the end of the transaction leaves nothing; after it, everything. Nobody is answered in between.
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from services.chassis import journal
 from services.chassis.database import Row, Transaction
@@ -17,14 +17,22 @@ from services.chassis.errors import StoreUnavailable
 from services.wallet import ledger
 from services.wallet.commands import (
     Amend,
+    Award,
     ChangeAccount,
+    ClaimDaily,
     Command,
+    Commit,
+    Convert,
+    Earn,
     Grant,
     Moment,
     OpenAccount,
     Outcome,
     Preview,
+    PutRules,
+    RecordActivity,
     Refund,
+    Release,
     Reserve,
     Revoke,
     Sweep,
@@ -44,8 +52,11 @@ from services.wallet.holdings import (
     State,
     read_pins,
 )
+from services.wallet.sharing_commands import ChangeMember, OpenTeam, RemoveMember, SetMember
+from services.wallet.store_economy import EconomyNames, load_economy
 from services.wallet.store_reads import Reads
 from services.wallet.store_rows import encode, journal_entry, statements
+from services.wallet.store_sharing import SharingNames, load_sharing
 from services.wallet.sweep import end_due, next_end_us
 
 SWEEP_HOLDS_MAX = 1_000
@@ -64,6 +75,8 @@ class Names(NamedTuple):
     grants: set[Key]
     operations: set[OperationKey]
     changes: set[Key]
+    economy: EconomyNames
+    sharing: SharingNames
 
 
 class Due(NamedTuple):
@@ -99,7 +112,7 @@ class Store(Reads):
         names = _names(commands)
         for _ in range(ROUNDS_MAX):
             async with self._database.transaction() as tx:
-                state, head, moment, due = await self._load(tx, names, payers)
+                state, head, moment, due = await self._load(tx, commands, names, payers)
                 if unlocked := _unlocked_payers(state):
                     # Either a Reserve repeats a key and names another payer than before, or another replica made the
                     # reservation after this group had learnt who pays. Locks are taken in order: begin again with all.
@@ -113,7 +126,7 @@ class Store(Reads):
                 return results
         raise StoreUnavailable("more holds are due at once than a group may sweep")
 
-    async def _load(self, tx: Transaction, names: Names, payers: set[str]) -> Loaded:
+    async def _load(self, tx: Transaction, commands: Sequence[Command], names: Names, payers: set[str]) -> Loaded:
         account_ids = names.accounts | payers
         if names.settled:
             keys = encode(sorted(names.settled))
@@ -131,8 +144,11 @@ class Store(Reads):
         head = journal.Head(*found["journal_lock"][0])
         state.revision = head.revision
         await _load_lots(tx, state, names.grants)
-        moment = Moment(max(await tx.now_us(), head.time_us), self._rules)
-        return Loaded(state, head, moment, await _load_due(tx, state, moment.now_us))
+        moment = Moment(max(await tx.now_us(), head.time_us), self._rules, self._zone)
+        await load_economy(tx, state, names.economy, account_ids, moment)
+        due = await _load_due(tx, state, moment.now_us)
+        await load_sharing(tx, state, names.sharing, commands, moment)
+        return Loaded(state, head, moment, due)
 
     async def open(self, epoch: str) -> int:
         """Starts the ledger if nobody has yet; gives the scale of TOKEN, which the first start has fixed for ever."""
@@ -144,30 +160,9 @@ class Store(Reads):
 
 
 def _names(commands: Iterable[Command]) -> Names:
-    names = Names(set(), set(), set(), set(), set(), set())
+    names = Names(set(), set(), set(), set(), set(), set(), EconomyNames(), SharingNames())
     for command in commands:
-        match command:
-            case Reserve():
-                _name_reserve(names, command)
-            case Preview():
-                _name_reserve(names, command.reserve)
-            case Grant():
-                names.accounts.add(command.account_id)
-                names.grants.add((command.actor, command.grant_id))
-            case Revoke():
-                names.accounts.add(command.account_id)
-                names.grants.add((command.created_by, command.grant_id))
-            case ChangeAccount():
-                names.accounts.add(command.account_id)
-                names.changes.add((command.actor, command.change_id))
-            case OpenAccount() | Sweep():
-                names.accounts.add(command.account_id)
-            case _:
-                names.settled.add((command.created_by, command.reservation_id))
-                if isinstance(command, Refund):
-                    names.operations.add((command.created_by, command.reservation_id, command.refund_id))
-                elif isinstance(command, Amend):
-                    names.operations.add((command.created_by, command.reservation_id, command.amend_id))
+        _NAMING[type(command)](names, command)
     names.reservations.update(names.settled)
     return names
 
@@ -175,6 +170,81 @@ def _names(commands: Iterable[Command]) -> Names:
 def _name_reserve(names: Names, command: Reserve) -> None:
     names.accounts.add(command.payer_account_id)
     names.reservations.add((command.actor, command.reservation_id))
+
+
+def _name_preview(names: Names, command: Preview) -> None:
+    _name_reserve(names, command.reserve)
+
+
+def _name_grant(names: Names, command: Grant) -> None:
+    names.accounts.add(command.account_id)
+    names.grants.add((command.actor, command.grant_id))
+
+
+def _name_revoke(names: Names, command: Revoke) -> None:
+    names.accounts.add(command.account_id)
+    names.grants.add((command.created_by, command.grant_id))
+
+
+def _name_change(names: Names, command: ChangeAccount) -> None:
+    names.accounts.add(command.account_id)
+    names.changes.add((command.actor, command.change_id))
+
+
+def _name_account(names: Names, command: OpenAccount | Sweep) -> None:
+    names.accounts.add(command.account_id)
+
+
+def _name_settled(names: Names, command: Commit | Release) -> None:
+    names.settled.add((command.created_by, command.reservation_id))
+    names.economy.commits |= type(command) is Commit
+
+
+def _name_refund(names: Names, command: Refund) -> None:
+    names.settled.add((command.created_by, command.reservation_id))
+    names.operations.add((command.created_by, command.reservation_id, command.refund_id))
+
+
+def _name_amend(names: Names, command: Amend) -> None:
+    names.settled.add((command.created_by, command.reservation_id))
+    names.operations.add((command.created_by, command.reservation_id, command.amend_id))
+
+
+def _name_earner(names: Names, command: Earn) -> None:
+    names.accounts.add(command.account_id)
+    names.economy.add(command)
+
+
+def _name_rules(names: Names, _command: PutRules) -> None:
+    names.economy.puts = True
+
+
+def _name_team(names: Names, command: OpenTeam | ChangeMember) -> None:
+    names.accounts.add(command.team_id)
+    names.sharing.add_team(command)
+
+
+_NAMING: Final[Mapping[type, Callable[[Names, Any], None]]] = {
+    OpenAccount: _name_account,
+    Sweep: _name_account,
+    Grant: _name_grant,
+    Revoke: _name_revoke,
+    Reserve: _name_reserve,
+    Preview: _name_preview,
+    Commit: _name_settled,
+    Release: _name_settled,
+    Refund: _name_refund,
+    Amend: _name_amend,
+    ChangeAccount: _name_change,
+    ClaimDaily: _name_earner,
+    RecordActivity: _name_earner,
+    Convert: _name_earner,
+    Award: _name_earner,
+    PutRules: _name_rules,
+    OpenTeam: _name_team,
+    SetMember: _name_team,
+    RemoveMember: _name_team,
+}
 
 
 async def _found(tx: Transaction, names: Names, account_ids: set[str]) -> dict[str, Sequence[Row]]:
@@ -190,7 +260,7 @@ async def _found(tx: Transaction, names: Names, account_ids: set[str]) -> dict[s
         (name, {parameter: encode(sorted(values))}) for name, parameter, values in asked if values
     ]
     queries.append(journal.LOCK_HEAD)
-    if names.grants:
+    if names.grants or names.economy.accounts:
         queries.append(("load_issued", {}))
     found: dict[str, Sequence[Row]] = dict.fromkeys([*(name for name, _, _ in asked), "load_issued"], ())
     for (name, _), rows in zip(queries, await tx.rows_all(queries), strict=True):

@@ -17,12 +17,18 @@ from services.wallet.holdings import (
     Account,
     AccountChange,
     AccountKey,
+    CounterRecord,
+    Earning,
+    Entry,
     GrantRecord,
     Lot,
     Operation,
     Reservation,
+    RuleSetRecord,
     State,
+    Streak,
 )
+from services.wallet.sharing import Member, Shared, Team, TeamChange
 from services.wallet.store_rows import encode, entry_of, statements
 
 PAGE_ROWS: Final = 5_000
@@ -41,7 +47,8 @@ class Projection(NamedTuple):
     @property
     def before_all(self) -> Sequence[Any]:
         """A key that stands before every row's."""
-        return (0,) if self.row is Lot else ("",) * len(self.keys)
+        numbers = {Lot: (0,), CounterRecord: (2,)}.get(self.row, ())
+        return tuple(-1 if place in numbers else "" for place in self.keys)
 
     def key(self, row: Row) -> tuple[Any, ...]:
         """The key of a row."""
@@ -57,6 +64,13 @@ PROJECTIONS: Final = (
     Projection("grants", FaultKind.KEY, GrantRecord, (0, 1)),
     Projection("operations", FaultKind.KEY, Operation, (0, 1, 2)),
     Projection("account_changes", FaultKind.KEY, AccountChange, (0, 1)),
+    Projection("counters", FaultKind.KEY, CounterRecord, (0, 1, 2)),
+    Projection("earnings", FaultKind.KEY, Earning, (0, 1)),
+    Projection("streaks", FaultKind.KEY, Streak, (0,)),
+    Projection("rule_sets", FaultKind.KEY, RuleSetRecord, (0,)),
+    Projection("teams", FaultKind.KEY, Team, (0,)),
+    Projection("members", FaultKind.KEY, Member, (0, 1)),
+    Projection("team_changes", FaultKind.KEY, TeamChange, (0, 1)),
 )
 CHECKS: Final = (
     ("check_holds", FaultKind.HOLD, "held tokens are not the sum of the open reservations"),
@@ -231,7 +245,7 @@ class _Rebuilt:
             rows = await journal.read_after(tx, done, PAGE_ROWS)
             for entry in map(entry_of, rows):
                 if entry.counterparty:
-                    self._system[entry.counterparty, TOKEN] -= entry.balance_change
+                    self._system[entry.counterparty, entry.asset] -= entry.balance_change
             done = rows[-1].revision if rows else head_revision
         stored = {(row["account_id"], row["asset"]): row["balance"] for row in await tx.rows("list_system_accounts")}
         for key in sorted(self._system.keys() | stored.keys()):
@@ -271,19 +285,35 @@ async def _load(tx: Transaction, replayed: Sequence[Replayed]) -> State:
     lots = {lot_id for entry in entries for lot_id, *_ in entry.facts.get("lots", ())}
     lots |= {lot_id for entry in entries for lot_id in entry.facts.get("ended", ())}
     asked: dict[str, Sequence[Any]] = {
-        "find_accounts": sorted({(entry.account_id, TOKEN) for entry in entries if entry.account_id}),
+        "find_accounts": sorted({(entry.account_id, entry.asset) for entry in entries if entry.account_id}),
         "find_reservations": sorted(reservations),
         "find_grants": sorted(grants),
         "find_lots": sorted((lot_id,) for lot_id in lots),
+        "find_counters": sorted(
+            {(e.account_id, each[0], each[1]) for e in entries for each in e.facts.get("counts", ())}
+        ),
+        "find_streaks": sorted({(entry.account_id,) for entry in entries if "streak" in entry.facts}),
+        **_named_teams(entries),
     }
-    accounts, held, granted, found = await tx.rows_all([(name, {"keys": encode(keys)}) for name, keys in asked.items()])
+    queries = [(name, {"keys": encode(keys)}) for name, keys in asked.items()]
+    accounts, held, granted, found, counted, streaks, teams, members = await tx.rows_all(queries)
     state = State(
         accounts={(row[0], row[1]): Account(*row) for row in accounts},
         reservations={(row[0], row[1]): Reservation(*row) for row in held},
         grants={(row[0], row[1]): GrantRecord(*row) for row in granted},
+        counters={(row[0], row[1], row[2]): CounterRecord(*row) for row in counted},
+        streaks={row[0]: Streak(*row) for row in streaks},
+        shared=Shared(
+            teams={row[0]: Team(*row) for row in teams}, members={(row[0], row[1]): Member(*row) for row in members}
+        ),
     )
     state.add_lots(Lot(*row) for row in found)
     return state
+
+
+def _named_teams(entries: Sequence[Entry]) -> dict[str, Sequence[Any]]:
+    changed = [(entry.account_id, entry.facts["peer"]) for entry in entries if entry.kind in ("member", "unmember")]
+    return {"find_teams": sorted({(team_id,) for team_id, _ in changed}), "find_members": sorted(set(changed))}
 
 
 def _subject(key: Sequence[Any]) -> str:

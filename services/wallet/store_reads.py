@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from services.chassis import journal
-from services.chassis.database import Database, Transaction
+from services.chassis.database import Transaction
 from services.chassis.errors import StoreUnavailable
 from services.wallet.commands import Moment
-from services.wallet.economy import Rules
 from services.wallet.holdings import TOKEN, Account, Lot, Reservation, State
 from services.wallet.lot import spending_order
 from services.wallet.reservation import as_of
+from services.wallet.store_history import History
 from services.wallet.sweep import end_due
 
 DUE_HOLDS_MAX = 1_000
@@ -38,12 +38,8 @@ class Place(NamedTuple):
 FIRST_PLACE = Place(0, "", "")
 
 
-class Reads:
+class Reads(History):
     """The reading half of the wallet's database; each method sees one consistent snapshot."""
-
-    def __init__(self, database: Database, rules: Rules) -> None:
-        self._database = database
-        self._rules = rules
 
     async def holdings(self, account_id: str) -> Holdings | None:
         """An account and its lots: what has ended counts no longer. None when there is no such account."""
@@ -93,27 +89,6 @@ class Reads:
                 limit=limit,
             )
         return [Reservation(*row) for row in rows]
-
-    async def transactions(self, account_id: str, before: int | None, limit: int) -> list[journal.Row] | None:
-        """An account's journal, newest first: at most `limit` rows from revision `before` (None: from the newest).
-
-        None for an account that does not exist, or when `before` is not a row of it.
-        """
-        async with self._database.reading() as tx:
-            row = await tx.row("get_account", account_id=account_id)
-            if row is None:
-                return None
-            rows = await journal.walk_back(tx, row["revision"] if before is None else before, limit)
-        return rows if not rows or rows[0].subject == account_id else None
-
-    async def row_at(self, account_id: str, time_us: int) -> journal.Row | None:
-        """The last row of an account's journal at or before an instant; None when it was not open then."""
-        async with self._database.reading() as tx:
-            row = await tx.row("get_account", account_id=account_id)
-            if row is None:
-                return None
-            found = await tx.row("get_row_at", revision=row["revision"], time_us=time_us)
-        return None if found is None else journal.Row(*found)
 
     async def revision(self) -> int:
         """The journal's newest revision."""
@@ -172,7 +147,8 @@ async def _end_due(tx: Transaction, state: State, account_id: str, moment: Momen
             after_revision=after_revision,
             limit=DUE_HOLDS_MAX,
         )
-        due = [Reservation(*row) for row in rows]
+        # Who of a team has spent what is not asked here, and so not counted.
+        due = [Reservation(*row)._replace(spend_day=0) for row in rows]
         state.reservations = {(each.created_by, each.reservation_id): each for each in due}
         more = len(due) == DUE_HOLDS_MAX
         end_due(state, [account_id], moment, due[-1].expire_time_us if more else moment.now_us + 1)

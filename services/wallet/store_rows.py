@@ -6,7 +6,8 @@ from typing import TypeVar
 
 from services.chassis import journal
 from services.chassis.database import Rows
-from services.wallet.holdings import Account, Entry, GrantRecord, Lot, Reservation, State
+from services.wallet.holdings import TOKEN, Account, CounterRecord, Entry, GrantRecord, Lot, Reservation, State, Streak
+from services.wallet.sharing import Shared, Team
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -38,6 +39,8 @@ def account_update(account: Account) -> tuple[object, ...]:
         account.revision,
         account.state,
         account.lots,
+        account.worked,
+        account.team,
     )
 
 
@@ -69,6 +72,21 @@ def grant_update(record: GrantRecord) -> tuple[object, ...]:
     return (record.created_by, record.grant_id, record.revoked, record.revision)
 
 
+def counter_update(each: CounterRecord) -> tuple[object, ...]:
+    """The parameters of `update_counter`."""
+    return (each.account_id, each.counter, each.day, each.amount, each.revision)
+
+
+def streak_update(each: Streak) -> tuple[object, ...]:
+    """The parameters of `update_streak`."""
+    return (each.account_id, each.day, each.days, each.best_days, each.grace_day, each.revision)
+
+
+def team_update(team: Team) -> tuple[object, ...]:
+    """The parameters of `update_team`."""
+    return (team.team_id, team.members, team.owners, team.revision)
+
+
 def statements(loaded: State, state: State) -> list[tuple[str, Rows]]:
     """What writes all that differs from what was loaded, but for the journal."""
     accounts, changed_accounts = changes(loaded.accounts, state.accounts)
@@ -90,7 +108,34 @@ def statements(loaded: State, state: State) -> list[tuple[str, Rows]]:
         written.append(("insert_operation", changes(loaded.operations, state.operations)[0]))
     if state.changes:
         written.append(("insert_account_change", changes(loaded.changes, state.changes)[0]))
+    if state.counters:
+        counters, counted = changes(loaded.counters, state.counters)
+        written += [("insert_counter", counters), ("update_counter", [counter_update(each) for each in counted])]
+    if state.streaks:
+        streaks, longer = changes(loaded.streaks, state.streaks)
+        written += [("insert_streak", streaks), ("update_streak", [streak_update(each) for each in longer])]
+    if state.earnings:
+        written.append(("insert_earning", changes(loaded.earnings, state.earnings)[0]))
+    if state.rule_sets:
+        written.append(("insert_rule_set", changes(loaded.rule_sets, state.rule_sets)[0]))
+    if state.shared != _NOTHING_SHARED:
+        written += _sharing(loaded.shared, state.shared)
     return written
+
+
+_NOTHING_SHARED = Shared()
+
+
+def _sharing(loaded: Shared, shared: Shared) -> list[tuple[str, Rows]]:
+    teams, changed_teams = changes(loaded.teams, shared.teams)
+    members, changed_members = changes(loaded.members, shared.members)
+    return [
+        ("insert_team", teams),
+        ("update_team", [team_update(team) for team in changed_teams]),
+        ("insert_member", members),
+        ("update_member", list(changed_members)),
+        ("insert_team_change", changes(loaded.team_changes, shared.team_changes)[0]),
+    ]
 
 
 def _by_id(state: State) -> dict[int, Lot]:
@@ -98,7 +143,11 @@ def _by_id(state: State) -> dict[int, Lot]:
 
 
 def journal_entry(entry: Entry) -> journal.Entry:
-    """An entry as the journal keeps it; what is empty is left out."""
+    """An entry as the journal keeps it; what is empty is left out.
+
+    Another asset than TOKEN is said by the subject (`POINT/alice`, which no account can be called), so that an account
+    has a chain of its own for each asset.
+    """
     body = f'{{"balance":{entry.balance},"held":{entry.held}'
     if entry.balance_change:
         body += f',"balance_change":{entry.balance_change}'
@@ -115,7 +164,8 @@ def journal_entry(entry: Entry) -> journal.Entry:
     if entry.facts:
         facts = ",".join([f'"{name}":{_json(value)}' for name, value in entry.facts.items()])
         body += f',"facts":{{{facts}}}'
-    return journal.Entry(entry.kind, entry.actor, entry.account_id, entry.previous, body + "}")
+    subject = entry.account_id if entry.asset == TOKEN else f"{entry.asset}/{entry.account_id}"
+    return journal.Entry(entry.kind, entry.actor, subject, entry.previous, body + "}")
 
 
 def _json(value: object) -> str:
@@ -128,10 +178,11 @@ def _json(value: object) -> str:
 def entry_of(row: journal.Row) -> Entry:
     """Reads a row of the journal back as the entry that it was written from."""
     body = json.loads(row.body)
+    asset, slash, account_id = row.subject.rpartition("/")
     return Entry(
         row.kind,
         row.actor,
-        row.subject,
+        account_id,
         row.previous,
         body.get("balance_change", 0),
         body.get("held_change", 0),
@@ -142,4 +193,5 @@ def entry_of(row: journal.Row) -> Entry:
         body.get("reservation_id", ""),
         body.get("key", ""),
         body.get("facts", {}),
+        asset if slash else TOKEN,
     )

@@ -12,7 +12,8 @@ from services.wallet.commands import (
     Outcome,
 )
 from services.wallet.economy import Rules
-from services.wallet.holdings import Account, Lot, Reservation
+from services.wallet.holdings import Account, Earning, Lot, Reservation, RuleSetRecord, Streak
+from services.wallet.sharing import Member, Team
 from services.wallet.store import Store
 
 SQL_FOLDER: Final = Path(__file__).parent / "sql"
@@ -20,24 +21,31 @@ COMMANDS: Final[Sequence[type[Command]]] = get_args(Command)
 
 
 def _flatten(outcome: Outcome) -> tuple[Any, ...]:
-    account, reservation, replayed, lots, revoked = outcome
+    account, reservation, replayed, lots, revoked, *earned = outcome
     return (
         account and tuple(account),
         reservation and tuple(reservation),
         replayed,
         lots and [tuple(lot) for lot in lots],
         revoked,
+        *[each and tuple(each) for each in earned],
     )
 
 
 def _restore(values: tuple[Any, ...]) -> Outcome:
-    account, reservation, replayed, lots, revoked = values
+    account, reservation, replayed, lots, revoked, earning, points, streak, rule_set, team, member = values
     return Outcome(
         account and Account._make(account),
         reservation and Reservation._make(reservation),
         replayed,
         lots and tuple([Lot._make(lot) for lot in lots]),
         revoked,
+        earning and Earning._make(earning),
+        points and Account._make(points),
+        streak and Streak._make(streak),
+        rule_set and RuleSetRecord._make(rule_set),
+        team and Team._make(team),
+        member and Member._make(member),
     )
 
 

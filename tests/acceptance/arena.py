@@ -11,7 +11,7 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -22,13 +22,13 @@ from sandbox.launches import Launch, Launches
 from sandbox.openai_twin.batch_worker import Pace
 from sandbox.plan import HOST, Part, Plan, Ports
 from sandbox.probes import serving
-from sandbox.process import ManagedProcess
+from sandbox.process import ManagedProcess, StartFailed
 from sandbox.stack import Stack
 from services.batcher.__main__ import MIGRATIONS
 from services.chassis.database import migrate
 from tests.acceptance.gates import Gate
 from tests.acceptance.postgres_wire import CrashingPostgres, PostgresWire
-from tests.acceptance.proxies import Wires, wires
+from tests.acceptance.proxies import Wires, provider, wires
 from tests.acceptance.stacks import DATABASES, QUICK
 
 Victim = Literal["batcher", "wallet", "s3", "openai_twin", "postgres"]
@@ -36,6 +36,7 @@ Dialect = Literal["sqlite", "postgres"]
 
 START_TIMEOUT_SECONDS: Final = 30.0
 STOP_GRACE_SECONDS: Final = 10.0
+SUPERVISION_SECONDS: Final = 0.2
 MODELS: Final = ("gpt-4.1-mini", "gpt-4.1-nano", "gpt-4o-mini", "gpt-4.1")
 PACE: Final = Pace(validating_seconds=0.1, finalizing_seconds=0.1, image_seconds=0.02, lines_at_once=4)
 SETTINGS: Final = {
@@ -46,10 +47,12 @@ SETTINGS: Final = {
     "BATCHER_SUBMIT_RETRY_SECONDS": "0.2",
     "BATCHER_RETRY_SECONDS_MAX": "1",
     "BATCHER_LEASE_SECONDS": "1.5",
+    "BATCHER_DATABASE_TIMEOUT_SECONDS": "2",
     "BATCHER_BREAKER_SECONDS": "0.2",
     "BATCHER_BREAKER_SECONDS_MAX": "0.5",
     "BATCHER_WALLET_TIMEOUT_SECONDS": "3",
     "BATCHER_OPENAI_TIMEOUT_SECONDS": "3",
+    "BATCHER_OPENAI_TRANSFER_TIMEOUT_SECONDS": "3",
     "BATCHER_S3_TIMEOUT_SECONDS": "3",
     # So that the batcher itself fetches the images, and asks the object store for them.
     "BATCHER_IMAGE_TRANSPORT": "inline",
@@ -114,7 +117,7 @@ class Arena:
         self.stack = stack
         self.gate = gate
         self.replicas: list[Replica] = []
-        self.kills = 0
+        self._down: set[str] = set()
         self._postgres = postgres
 
     @property
@@ -128,9 +131,10 @@ class Arena:
 
     async def kill(self, victim: Victim, who: str = "") -> None:
         """SIGKILL; returns when it is gone. who: which batcher, where there are several."""
-        self.kills += 1
         if victim == "batcher":
-            await asyncio.to_thread(self.replica(who or self.replicas[0].name).kill)
+            replica = self.replica(who or self.replicas[0].name)
+            self._down.add(replica.name)
+            await asyncio.to_thread(replica.kill)
         elif victim == "postgres":
             assert self._postgres is not None
             await asyncio.to_thread(self._postgres.kill)
@@ -141,12 +145,24 @@ class Arena:
         """Begins to start what was killed; the future is done when it serves."""
         if victim == "batcher":
             replica = self.replica(who or self.replicas[0].name)
+            self._down.discard(replica.name)
             replica.launch()
             return asyncio.ensure_future(asyncio.to_thread(replica.wait_ready))
         if victim == "postgres":
             assert self._postgres is not None
             return asyncio.ensure_future(asyncio.to_thread(self._postgres.start))
         return asyncio.ensure_future(asyncio.to_thread(self.stack.start, victim))
+
+    async def supervise(self) -> None:
+        """Starts batchers that have ended by themselves, as whatever looks after services does, until it is cancelled:
+        one that can't reach its object store when it starts says so and ends.
+        """
+        while True:
+            for replica in self.replicas:
+                if replica.pid() is None and replica.name not in self._down:
+                    with suppress(StartFailed):
+                        await self.launch("batcher", replica.name)
+            await asyncio.sleep(SUPERVISION_SECONDS)
 
     def token(self, subject: str, scopes: str) -> str:
         """A bearer token for both services."""
@@ -179,22 +195,19 @@ async def arena_in(
         await asyncio.to_thread(stack.up)
         database_url = stack.plan.batcher_database_url or f"sqlite:{folder / 'batcher.db'}"
         await asyncio.to_thread(migrate, database_url, MIGRATIONS)
+        twin_url = stack.openai_base_url.removesuffix("/v1")
+        to_provider = provider(gate, twin_url, stack.keys.openai_twin()).serving()
+        provider_url = await exits.enter_async_context(to_provider)
         for number in range(replicas):
             name = f"batcher-{number}"
-            ways = wires(
-                gate,
-                name,
-                wallet=stack.wallet_address,
-                s3=stack.s3_endpoint,
-                provider=stack.openai_base_url.removesuffix("/v1"),
-            )
+            ways = wires(gate, name, wallet=stack.wallet_address, s3=stack.s3_endpoint)
             found = await exits.enter_async_context(ways)
             url = database_url
             if postgres is not None:
                 wire = await exits.enter_async_context(PostgresWire(gate, postgres.socket_folder, name).serving())
                 url = wire.format(database=database_url.partition("?")[0].rpartition("/")[2])
             port = stack.plan.ports.batcher if number == 0 else Ports.free().batcher
-            arena.replicas.append(_replica(stack, name, port, found, url))
+            arena.replicas.append(_replica(stack, name, port, found, provider_url, url))
             exits.callback(arena.replicas[-1].stop)
         exits.callback(gate.open)
         for replica in arena.replicas:
@@ -204,7 +217,7 @@ async def arena_in(
         await asyncio.gather(*(asyncio.to_thread(replica.stop) for replica in arena.replicas))
 
 
-def _replica(stack: Stack, name: str, port: int, found: Wires, database_url: str) -> Replica:
+def _replica(stack: Stack, name: str, port: int, found: Wires, provider_url: str, database_url: str) -> Replica:
     launch = Launches(stack.data, stack.plan, stack.keys).of("batcher")
     address = f"{HOST}:{port}"
     return Replica(
@@ -219,7 +232,10 @@ def _replica(stack: Stack, name: str, port: int, found: Wires, database_url: str
                 "BATCHER_WALLET_ADDRESS": found.wallet,
                 "BATCHER_S3_ENDPOINT": found.s3,
                 "BATCHER_S3_PUBLIC_ENDPOINT": stack.s3_endpoint,
-                "BATCHER_OPENAI_BASE_URL": f"{found.provider}/v1",
+                "BATCHER_OPENAI_BASE_URL": f"{provider_url}/v1",
+                # With a project the key is no part of whose batches are seen, and can say whose call it is.
+                "BATCHER_OPENAI_PROJECT": "arena",
+                "BATCHER_OPENAI_API_KEY": name,
             }
         ),
         address,

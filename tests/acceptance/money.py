@@ -23,16 +23,22 @@ from sandbox.stack import Stack
 from services.batcher.object_store import batch_key
 from services.chassis import journal
 from services.wallet.holdings import (
+    POINT,
     Account,
     AccountChange,
+    CounterRecord,
+    Earning,
     GrantRecord,
     Lot,
     Operation,
     Reservation,
     ReservationState,
+    RuleSetRecord,
     State,
+    Streak,
 )
 from services.wallet.journal_entry import apply
+from services.wallet.sharing import Member, Team, TeamChange
 from services.wallet.store_rows import entry_of
 from tests.acceptance.stacks import books, database_urls
 
@@ -40,8 +46,8 @@ Row = dict[str, Any]
 Tables = dict[str, list[Row]]
 
 WALLET_TABLES: Final = (
-    "accounts", "system_accounts", "reservations", "grants", "lots", "account_changes", "operations", "journal",
-    "journal_head",
+    "accounts", "system_accounts", "reservations", "grants", "lots", "account_changes", "operations", "counters",
+    "earnings", "streaks", "rule_sets", "teams", "members", "team_changes", "journal", "journal_head",
 )  # fmt: skip
 BATCHER_TABLES: Final = (
     "jobs", "settlements", "attempts", "batches", "submissions", "images", "journal", "journal_head",
@@ -133,8 +139,27 @@ def _replay_problems(wallet: Tables) -> Iterator[str]:
     yield from _differences("operation", state.operations, operations)
     changes = {(row["created_by"], row["change_id"]): AccountChange(**row) for row in wallet["account_changes"]}
     yield from _differences("account change", state.changes, changes)
+    yield from _economy_problems(state, wallet)
     system = {(row["account_id"], row["asset"]): row["balance"] for row in wallet["system_accounts"]}
     yield from _differences("system account", state.system, {key: value for key, value in system.items() if value})
+
+
+def _economy_problems(state: State, wallet: Tables) -> Iterator[str]:
+    """Counters, earnings, streaks, versions of rules and teams are what the journal says."""
+    counters = {(row["account_id"], row["counter"], row["day"]): CounterRecord(**row) for row in wallet["counters"]}
+    yield from _differences("counter", state.counters, counters)
+    earnings = {(row["created_by"], row["earning_id"]): Earning(**row) for row in wallet["earnings"]}
+    yield from _differences("earning", state.earnings, earnings)
+    streaks = {row["account_id"]: Streak(**row) for row in wallet["streaks"]}
+    yield from _differences("streak", state.streaks, streaks)
+    sets = {row["version"]: RuleSetRecord(**row) for row in wallet["rule_sets"]}
+    yield from _differences("version of the rules", state.rule_sets, sets)
+    teams = {row["team_id"]: Team(**row) for row in wallet["teams"]}
+    yield from _differences("team", state.shared.teams, teams)
+    members = {(row["team_id"], row["member_id"]): Member(**row) for row in wallet["members"]}
+    yield from _differences("member", state.shared.members, members)
+    made = {(row["created_by"], row["change_id"]): TeamChange(**row) for row in wallet["team_changes"]}
+    yield from _differences("change of a team", state.shared.team_changes, made)
 
 
 def _differences(what: str, replayed: dict[Any, Any], stored: dict[Any, Any]) -> Iterator[str]:
@@ -144,11 +169,17 @@ def _differences(what: str, replayed: dict[Any, Any], stored: dict[Any, Any]) ->
 
 
 def _balance_problems(wallet: Tables) -> Iterator[str]:
-    """A balance = welcome + grants - revoked - lapsed - committed + refunded; held = what open reservations hold."""
+    """A balance = welcome + grants + earned - revoked - lapsed - committed + refunded; held = what open reservations
+    hold. Points are what was earned of them.
+    """
     balances: Counter[str] = Counter()
+    points: Counter[str] = Counter()
     held: Counter[str] = Counter()
     for row in wallet["grants"]:
         balances[row["account_id"]] += row["amount"] - (row["revoked"] or 0)
+    for row in wallet["earnings"]:
+        balances[row["account_id"]] += row["tokens"]
+        points[row["account_id"]] += row["points"]
     for row in wallet["journal"]:
         if row["kind"] in {"lapse", "close"}:
             balances[row["subject"]] += json.loads(row["body"]).get("balance_change", 0)
@@ -157,9 +188,15 @@ def _balance_problems(wallet: Tables) -> Iterator[str]:
         if row["state"] == ReservationState.HELD:
             held[row["payer_account_id"]] += row["reserved"] - row["released"]
     for row in wallet["accounts"]:
-        expected = (balances[row["account_id"]], held[row["account_id"]])
+        account_id = row["account_id"]
+        expected = (points[account_id], 0) if row["asset"] == POINT else (balances[account_id], held[account_id])
         if (row["balance"], row["held"]) != expected:
             yield f"account {row['account_id']} has {row['balance']}, {row['held']} held; it must have {expected}"
+    yield from _sum_problems(wallet)
+
+
+def _sum_problems(wallet: Tables) -> Iterator[str]:
+    """All that users and system accounts have of an asset comes to nothing."""
     sums: Counter[str] = Counter()
     for row in wallet["accounts"] + wallet["system_accounts"]:
         sums[row["asset"]] += row["balance"]
@@ -268,6 +305,9 @@ def _purchase_problems(evidence: Evidence) -> Iterator[str]:
         for purchase in purchases:
             if (purchase["lines"], purchase["id"]) != (batch["jobs"], batch["provider_batch_id"]):
                 known = (batch["jobs"], batch["provider_batch_id"])
+                if (purchase["status"], purchase["lines"], purchase["id"]) == ("cancelled", 0, known[1]):
+                    # It was cancelled before the provider had read its file.
+                    continue
                 yield f"batch {batch_id} has {known[0]} jobs as {known[1]}; bought was {purchase}"
     yield from (f"batch {batch_id} was bought and nobody knows it" for batch_id in bought)
     instant = sum(1 for row in evidence.batcher["jobs"] if row["lane"] == "INSTANT" and row["state"] == "SUCCEEDED")

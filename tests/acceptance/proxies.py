@@ -40,11 +40,10 @@ class _Lost(Exception):
 
 
 class Wires(NamedTuple):
-    """Where one service finds its peers: the proxies in front of them."""
+    """Where one batcher finds its wallet and its object store: the proxies in front of them."""
 
     wallet: str
     s3: str
-    provider: str
 
 
 def provider_operation(method: str, path: str) -> str:
@@ -84,13 +83,19 @@ def wallet_operations(method: str, request: bytes) -> list[str]:
 
 
 class HttpProxy:
-    """In front of an HTTP server. upstream: its URL; who: whose calls these are."""
+    """In front of an HTTP server. upstream: its URL; who: whose calls these are.
 
-    def __init__(self, gate: Gate, upstream: str, operation: Callable[[str, str], str], who: str) -> None:
+    api_key: the server's key, where several use the proxy: each comes with its own name as its key.
+    """
+
+    def __init__(
+        self, gate: Gate, upstream: str, operation: Callable[[str, str], str], *, who: str = "", api_key: str = ""
+    ) -> None:
         self._gate = gate
         self._upstream = upstream
         self._operation = operation
         self._who = who
+        self._api_key = api_key
         self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
@@ -121,8 +126,12 @@ class HttpProxy:
     async def _pass(self, request: web.Request, operation: str) -> web.StreamResponse:
         assert self._session is not None
         body = await request.read()
-        await self._ask(operation, Moment.BEFORE)
         headers = [(name, value) for name, value in request.headers.items() if name.lower() not in _HOP]
+        who = self._who
+        if self._api_key:
+            who = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            headers = [*(each for each in headers if each[0] != "Authorization"), self._authorization()]
+        await self._ask(operation, Moment.BEFORE, who)
         async with self._session.request(
             request.method,
             URL(self._upstream + request.raw_path, encoded=True),
@@ -132,7 +141,7 @@ class HttpProxy:
             allow_redirects=False,
         ) as answer:
             content = await answer.read()
-        await self._ask(operation, Moment.AFTER)
+        await self._ask(operation, Moment.AFTER, who)
         response = web.StreamResponse(status=answer.status)
         for name, value in answer.headers.items():
             if name.lower() not in _HOP:
@@ -141,13 +150,16 @@ class HttpProxy:
         await response.prepare(request)
         half = len(content) // 2
         await response.write(content[:half])
-        await self._ask(operation, Moment.MIDDLE)
+        await self._ask(operation, Moment.MIDDLE, who)
         await response.write(content[half:])
         await response.write_eof()
         return response
 
-    async def _ask(self, operation: str, moment: Moment) -> None:
-        if not await self._gate.goes_on([operation], moment, self._who):
+    def _authorization(self) -> tuple[str, str]:
+        return "Authorization", f"Bearer {self._api_key}"
+
+    async def _ask(self, operation: str, moment: Moment, who: str) -> None:
+        if not await self._gate.goes_on([operation], moment, who):
             raise _Lost
 
 
@@ -228,11 +240,15 @@ class _Bytes(grpc.GenericRpcHandler):
 
 
 @asynccontextmanager
-async def wires(gate: Gate, who: str, *, wallet: str, s3: str, provider: str) -> AsyncIterator[Wires]:
-    """Proxies in front of all peers of one batcher. wallet: host:port; s3 and provider: URLs without a path."""
+async def wires(gate: Gate, who: str, *, wallet: str, s3: str) -> AsyncIterator[Wires]:
+    """Proxies in front of one batcher's own peers. wallet: host:port; s3: a URL."""
     async with (
         WalletProxy(gate, wallet, who).serving() as to_wallet,
-        HttpProxy(gate, s3, s3_operation, who).serving() as to_s3,
-        HttpProxy(gate, provider, provider_operation, who).serving() as to_provider,
+        HttpProxy(gate, s3, s3_operation, who=who).serving() as to_s3,
     ):
-        yield Wires(to_wallet, to_s3, to_provider)
+        yield Wires(to_wallet, to_s3)
+
+
+def provider(gate: Gate, upstream: str, api_key: str) -> HttpProxy:
+    """The proxy in front of the provider, one for all, as its address is part of whose batches are seen."""
+    return HttpProxy(gate, upstream, provider_operation, api_key=api_key)

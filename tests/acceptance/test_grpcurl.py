@@ -24,7 +24,10 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 WALLET = "punchcard.wallet.v1.WalletService"
 BATCHER = "punchcard.batcher.v1.BatcherService"
 IMAGE_ID = hashlib.sha256((SAMPLES / "cat.webp").read_bytes()).hexdigest()
-EVERY_SCOPE = f"{keys.USER_SCOPES} wallet.grant wallet.reserve wallet.settle wallet.admin job.admin act_for:*"
+EVERY_SCOPE = (
+    f"{keys.USER_SCOPES} wallet.grant wallet.reserve wallet.settle wallet.earn wallet.admin job.admin price.admin"
+    " act_for:*"
+)
 TIMEOUT_SECONDS = 60
 # What grpcurl adds to a status code to make its exit code; buf curl shifts it by three bits instead.
 GRPCURL_EXIT = 64
@@ -284,8 +287,12 @@ def test_a_call_without_a_token_says_so(shell, service):
 STORY = [
     "OpenAccount", "Grant", "PreviewReserve", "Reserve", "Amend", "Commit", "Refund", "BatchReserve",
     "ListReservations", "BatchSettle", "GetAccount", "GetReservation", "ListTransactions", "FreezeAccount",
-    "UnfreezeAccount", "UploadImage", "SubmitJob", "SubmitJobs", "GetJob", "ListJobs", "CancelJob", "WatchJob",
-    "ListDeadJobs", "RetryJob", "GetBalanceAt", "WatchBalance", "RevokeGrant", "CloseAccount", "VerifyLedger",
+    "UnfreezeAccount", "UploadImage", "QuoteJob", "PutPriceList", "RollOutPriceList", "WithdrawPriceList",
+    "ListPriceLists", "SubmitJob", "SubmitJobs", "GetJob", "ListJobs", "CancelJob", "WatchJob",
+    "ListDeadJobs", "RetryJob", "GetBalanceAt", "WatchBalance", "ClaimDailyBonus", "RecordActivity", "ConvertPoints",
+    "GrantAchievement", "GetEarnings", "PutEarningRules", "ListEarningRules", "RevokeGrant", "CloseAccount",
+    "ListDaySummaries", "OpenTeam", "SetMember", "GetTeam", "ListMembers", "GetSpending", "RemoveMember",
+    "VerifyLedger",
 ]  # fmt: skip
 ENDLESS = {"WatchBalance"}
 """Commands that run until their own time limit ends them."""

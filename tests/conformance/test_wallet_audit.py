@@ -92,7 +92,7 @@ FORGERIES = [
     ("DELETE FROM operations WHERE operation_id = 'f1' AND reservation_id = 'd1'", FaultKind.KEY, "batcher d1 f1"),
     ("UPDATE system_accounts SET balance = balance + 1 WHERE account_id = '@revenue'", FaultKind.SUM, "@revenue"),
     ("UPDATE accounts SET due_time_us = NULL WHERE account_id = 'dora'", FaultKind.HOLD, "dora"),
-    ("UPDATE journal_head SET hash = replace(hash, 'a', 'b')", FaultKind.JOURNAL, ""),
+    ("UPDATE journal_head SET hash = substr(hash, 2) || 'x'", FaultKind.JOURNAL, ""),
 ]  # fmt: skip
 
 
@@ -113,7 +113,7 @@ async def test_a_forgery_is_named(
 
 
 FORGED_ACCOUNT = """
-    INSERT INTO accounts SELECT 'forged', asset, 0, 0, NULL, create_time_us, 1, 1, 0 FROM accounts
+    INSERT INTO accounts SELECT 'forged', asset, 0, 0, NULL, create_time_us, 1, 1, 0, 0, 0 FROM accounts
     WHERE account_id = 'dora'
 """
 FORGED_GRANT = """

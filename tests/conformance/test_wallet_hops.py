@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
-from punchcard.wallet.v1 import error_reason_pb2
+from punchcard.wallet.v1 import earning_pb2, error_reason_pb2
 from punchcard.wallet.v1 import wallet_pb2 as pb
 from services.chassis import journal
 from services.chassis.auth import Principal, set_principal
@@ -20,8 +20,9 @@ from services.chassis.database import Database, Transaction
 from services.chassis.errors import StoreUnavailable
 from services.chassis.group_commit import ATTEMPTS_MAX, GroupCommitter
 from services.wallet.commands import Command, Outcome
-from services.wallet.economy import Rules
+from services.wallet.economy import Achievement, EarningRules, Rules, write_rules
 from services.wallet.grpc_api import SCOPES, WalletApi
+from services.wallet.grpc_earning import EarningApi
 from services.wallet.store import Store
 from services.wallet.store_rows import entry_of
 from tests.databases import opened
@@ -29,6 +30,7 @@ from tests.wallet_scenarios import Scenario, is_replayed, said, scenarios
 
 WALLET = Path("services/wallet")
 CALLER = Principal("batcher", frozenset({*SCOPES.values(), "act_for:*"}), float("inf"))
+RULES = Rules(earning=EarningRules(achievements={"tester": Achievement(tokens=4, points=0, by_wallet=False)}))
 LONGER_THAN_ANY_HOLD_US = 3_600_000_000
 
 Go = Callable[[], Awaitable[Any]]
@@ -124,12 +126,14 @@ class World(NamedTuple):
     """The wallet from its handlers down to its database."""
 
     api: WalletApi
+    earning: EarningApi
     hops: Hops
     database: Database
 
     async def send(self, method: str, request: Any) -> Any:
         """The answer of a handler, or what it raised."""
-        caller = asyncio.create_task(getattr(self.api, method)(request, None))
+        api = self.earning if method in EARNING_METHODS else self.api
+        caller = asyncio.create_task(getattr(api, method)(request, None))
         self.hops.caller = caller
         await asyncio.wait([caller])
         return asyncio.CancelledError() if caller.cancelled() else caller.exception() or caller.result()
@@ -158,7 +162,7 @@ async def world(url: str, fault: Fault, attempts_max: int) -> AsyncIterator[Worl
     set_principal(CALLER)
     async with opened(url, WALLET) as database:
         hops: Any = Hops(database, url, fault)
-        store = Store(hops, Rules())
+        store = Store(hops, RULES)
         await store.open("test")
         committer: GroupCommitter[Command, Outcome] = GroupCommitter(
             store.run_group, attempts_max=attempts_max, sleep=lambda _: nothing()
@@ -166,7 +170,8 @@ async def world(url: str, fault: Fault, attempts_max: int) -> AsyncIterator[Worl
         committer.start()
         # No command asks the audit or the watches.
         unasked: Any = None
-        yield World(WalletApi(store, committer, unasked, unasked, 0), hops, database)
+        earning = EarningApi(committer, unasked)
+        yield World(WalletApi(store, committer, unasked, unasked, 0), earning, hops, database)
         await committer.close()
 
 
@@ -187,12 +192,38 @@ def overdue(prefix: str) -> list[Scenario]:
     ]
 
 
+def earning_scenarios(prefix: str) -> list[Scenario]:
+    """Commands that earn, by rules of which each is the same whenever it is put."""
+
+    def key(name: str) -> dict[str, str]:
+        return {"account_id": f"{prefix}-{name}"}
+
+    def opened(name: str) -> tuple[str, Any]:
+        return "OpenAccount", pb.OpenAccountRequest(**key(name))
+
+    def invited(name: str) -> earning_pb2.RecordActivityRequest:
+        return earning_pb2.RecordActivityRequest(**key(name), activity="invite", activity_id=f"{prefix}-{name}")
+
+    claim = earning_pb2.ClaimDailyBonusRequest(**key("claim"), claim_id=f"{prefix}-claim")
+    convert = earning_pb2.ConvertPointsRequest(**key("convert"), conversion_id=f"{prefix}-convert-it", tokens=1)
+    achieve = earning_pb2.GrantAchievementRequest(**key("achieve"), achievement="tester")
+    rules = earning_pb2.PutEarningRulesRequest(version=f"{prefix}-rules", rules_json=write_rules(RULES.first_version))
+    return [
+        Scenario("claim", [opened("claim")], "ClaimDailyBonus", claim, 1),
+        Scenario("activity", [opened("activity")], "RecordActivity", invited("activity"), 1),
+        Scenario("convert", [opened("convert"), ("RecordActivity", invited("convert"))], "ConvertPoints", convert, 2),
+        Scenario("achieve", [opened("achieve")], "GrantAchievement", achieve, 1),
+        Scenario("rules", [], "PutEarningRules", rules, 1),
+    ]
+
+
+EARNING_METHODS = {scenario.method for scenario in earning_scenarios("any")}
 OVERDUE = {scenario.name for scenario in overdue("any")}
 
 
 def every(prefix: str) -> list[Scenario]:
     """All commands, in a world of their own."""
-    return [*scenarios(prefix), *overdue(prefix)]
+    return [*scenarios(prefix), *overdue(prefix), *earning_scenarios(prefix)]
 
 
 async def check_one_effect(world: World, number: int) -> int:

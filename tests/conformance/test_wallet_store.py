@@ -32,6 +32,7 @@ from services.wallet.grant import ISSUED_MAX
 from services.wallet.holdings import Account, State
 from services.wallet.journal_entry import apply
 from services.wallet.store import Store
+from services.wallet.store_history import NoSuchPlace
 from services.wallet.store_rows import entry_of
 from tests.databases import opened
 from tests.fixed_time import SECOND_US, Clock, FixedTime
@@ -85,7 +86,7 @@ async def check_promises(database: Database, store: Store) -> None:
         assert stored._replace(due_time_us=None, held=0) == account._replace(due_time_us=None, held=0), key
         history = await store.transactions(account.account_id, None, 10_000)
         assert history is not None
-        assert len(history) == sum(entry.account_id == account.account_id for entry in state.entries)
+        assert len(history.rows) == sum(entry.account_id == account.account_id for entry in state.entries)
     async with database.reading() as tx:
         for (created_by, reservation_id), reservation in state.reservations.items():
             row = await tx.row("get_reservation", created_by=created_by, reservation_id=reservation_id)
@@ -300,7 +301,8 @@ async def test_a_page_of_another_accounts_history_is_not_given(store: Store) -> 
     bob = await store.account("bob")
 
     assert isinstance(bob, Account)
-    assert await store.transactions("alice", bob.revision, 10) is None
+    with pytest.raises(NoSuchPlace):
+        await store.transactions("alice", bob.revision, 10)
 
 
 def reserve(key: str, amount: int) -> Reserve:

@@ -25,7 +25,7 @@ from services.batcher.openai_api import (
 )
 
 SAMPLES = Path(__file__).parents[2] / "sandbox" / "samples"
-CAT = batch_file.data_url("image/webp", (SAMPLES / "cat.webp").read_bytes())
+CAT = batch_file.data_url(batch_file.Inline("image/webp", (SAMPLES / "cat.webp").read_bytes()))
 MODEL = "gpt-4.1-mini"
 KEY = "sk-twin"
 Call = Callable[[OpenAIApi], Awaitable[object]]
@@ -64,7 +64,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 def cat_line(custom_id: str, prompt: str = "Describe this.", image_url: str = CAT) -> bytes:
     """A request about the cat."""
-    return batch_file.encode_line(custom_id, MODEL, prompt, "low", 64, image_url)
+    return b"".join(batch_file.encode_line(custom_id, MODEL, prompt, "low", 64, image_url))
 
 
 def names_in(folder: Path) -> set[str]:

@@ -20,7 +20,7 @@ class Down:
 
 
 class Free:
-    """Nothing stands in the way of a purchase."""
+    """Nothing speaks against buying."""
 
     async def is_begun(self):
         return True

@@ -164,6 +164,60 @@ async def test_a_balance_of_the_past_is_what_the_journal_had_then(alice: WalletC
         assert (await refused(alice.call("GetBalanceAt", bad)))[1:] == ("INVALID_FIELD", {"field": "time"})
 
 
+async def test_a_history_is_asked_for_by_kind_period_and_counterparty(alice: WalletClient) -> None:
+    """Each filter alone and all together; a broken one is named."""
+    await alice.call("Reserve", reserve(amount=3))
+    await alice.call("Commit", wallet_pb2.CommitRequest(reservation_id="job-1"))
+    whole = (await alice.call("ListTransactions", wallet_pb2.ListTransactionsRequest(account_id="alice"))).transactions
+    committed = whole[0]
+
+    async def revisions(**filters: Any) -> list[int]:
+        request = wallet_pb2.ListTransactionsRequest(account_id="alice", **filters)
+        return [row.revision for row in (await alice.call("ListTransactions", request)).transactions]
+
+    grants = [row.revision for row in whole if row.kind == wallet_pb2.TRANSACTION_KIND_GRANT]
+    assert await revisions(kinds=[wallet_pb2.TRANSACTION_KIND_GRANT]) == grants
+    assert await revisions(counterparty="@issue") == grants
+    assert await revisions(counterparty="@revenue", start_time=committed.time) == [committed.revision]
+    assert committed.revision not in await revisions(end_time=committed.time)
+
+    bad: dict[str, Any] = {"kinds": [0], "counterparty": "no one", "end_time": Timestamp(seconds=1)}
+    for field, value in bad.items():
+        broken = {"account_id": "alice", "start_time": Timestamp(seconds=2), field: value}
+        request = wallet_pb2.ListTransactionsRequest(**broken)
+        named = "kinds[0]" if field == "kinds" else field
+        assert (await refused(alice.call("ListTransactions", request)))[1:] == ("INVALID_FIELD", {"field": named})
+
+
+async def test_days_say_what_came_and_went_and_what_was_left(alice: WalletClient) -> None:
+    """Today is the only day; a period without it has none, and what is no day is refused by its field's name."""
+    await alice.call("Reserve", reserve(amount=3))
+    await alice.call("Commit", wallet_pb2.CommitRequest(reservation_id="job-1"))
+    page = await alice.call("ListDaySummaries", wallet_pb2.ListDaySummariesRequest(account_id="alice"))
+    found = {
+        (part.kind, part.rule): (part.amount_in, part.amount_out, part.transactions)
+        for day in page.days
+        for part in day.parts
+    }
+    expected = {
+        (wallet_pb2.TRANSACTION_KIND_GRANT, "welcome"): (10, 0, 1),
+        (wallet_pb2.TRANSACTION_KIND_GRANT, ""): (5, 0, 1),
+        (wallet_pb2.TRANSACTION_KIND_COMMIT, ""): (0, 3, 1),
+    }
+    assert found.items() >= expected.items()
+    assert (page.days[0].balance, page.next_page_token) == ((await account(alice)).tokens.balance, "")
+
+    async def days(**fields: Any) -> list[wallet_pb2.DaySummary]:
+        request = wallet_pb2.ListDaySummariesRequest(account_id="alice", **fields)
+        return list((await alice.call("ListDaySummaries", request)).days)
+
+    assert await days(first_day=page.days[-1].day, last_day=page.days[0].day) == list(page.days)
+    assert await days(last_day="2026-01-01") == []
+    assert await days(asset="POINT", last_day="2026-01-01") == []
+    for field, value in {"first_day": "2026-02-30", "last_day": "today", "asset": "EURO", "page_token": "x"}.items():
+        assert (await refused(days(**{field: value})))[1:] == ("INVALID_FIELD", {"field": field})
+
+
 async def test_expired_tokens_read_as_gone_before_any_sweep(alice: WalletClient) -> None:
     """A second's promotion: what reads and what a Reserve sees agree, whoever comes first after its end."""
     await alice.call("Grant", grant("flash", 100, lifetime=Duration(seconds=1), priority=1))

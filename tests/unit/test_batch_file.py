@@ -2,6 +2,7 @@
 
 import base64
 import json
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -37,10 +38,24 @@ def outcome(response: object = None, error: object = None) -> Answer | LineFailu
     return result.outcome
 
 
+def test_an_image_within_its_line_is_encoded_piece_by_piece_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the prompt says, and wherever the image is cut, the provider reads one data URL."""
+    image = batch_file.Inline("image/png", bytes(range(256)) * 5)
+    whole = f"data:image/png;base64,{b64encode(image.data).decode()}"
+    monkeypatch.setattr(batch_file, "PIECE_BYTES", 300)
+    pieces = list(batch_file.encode_line("a.1", "gpt-x", 'What is {"url":""}?', "LOW", 9, image))
+
+    assert max(map(len, pieces)) <= 400
+    assert b"".join(pieces) == b"".join(batch_file.encode_line("a.1", "gpt-x", 'What is {"url":""}?', "LOW", 9, whole))
+    text, shown = json.loads(b"".join(pieces))["body"]["messages"][0]["content"]
+    assert (text["text"], shown["image_url"]["url"]) == ('What is {"url":""}?', whole)
+    assert batch_file.data_url(image) == whole
+
+
 def test_a_line_has_the_shape_of_the_batch_api() -> None:
     """A request is one line of JSON with the endpoint, the prompt, one image and the bound of the answer."""
-    url = batch_file.data_url("image/png", b"\x89PNG")
-    written = batch_file.encode_line("a.1", "gpt-4.1-mini", "What\nis ü?", "HIGH", 512, url)
+    url = batch_file.data_url(batch_file.Inline("image/png", b"\x89PNG"))
+    written = b"".join(batch_file.encode_line("a.1", "gpt-4.1-mini", "What\nis ü?", "HIGH", 512, url))
     assert written.index(b"\n") == len(written) - 1
     assert json.loads(written) == {
         "custom_id": "a.1",

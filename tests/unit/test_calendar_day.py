@@ -57,9 +57,20 @@ def test_a_day_is_read_as_it_is_written_and_no_other_day_is_taken() -> None:
     assert calendar_day.read_day(calendar_day.text_of(day(2028, 2, 29))) == day(2028, 2, 29)
     with pytest.raises(ValueError, match="day is out of range"):
         calendar_day.read_day("2026-02-29")
+    for other in ("20260228", "2026-W09-6"):
+        with pytest.raises(ValueError, match="is not written as YYYY-MM-DD"):
+            calendar_day.read_day(other)
 
 
 @given(time_us=st.integers(us(1990, 1, 1), us(2040, 1, 1)), zone=st.sampled_from(ZONES))
 def test_every_instant_lies_in_its_day(time_us: int, zone: tzinfo) -> None:
     found = calendar_day.day_of(time_us, zone)
     assert calendar_day.start_us(found, zone) <= time_us < calendar_day.start_us(found + 1, zone)
+
+
+def test_utc_is_known_where_no_list_of_zones_is_and_a_zone_that_is_none_is_named() -> None:
+    assert calendar_day.zone_of("UTC") is UTC
+    assert calendar_day.zone_of("Europe/Berlin") == BERLIN
+    for name in ("Europe/Nowhere", "", "../etc/passwd"):
+        with pytest.raises(ValueError, match="there is no time zone"):
+            calendar_day.zone_of(name)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.chassis import leases
 from services.chassis.database import Database, connect, migrate
 from services.chassis.leases import Lease, LeaseLost
 from services.chassis.loops import BACKOFF_SECONDS_MAX, Loop, Runner
@@ -234,8 +235,8 @@ async def test_a_loop_without_its_lease_asks_for_it_at_least_twice_in_the_time_o
 class CountedLease(Lease):
     """Tells of each renewal."""
 
-    def __init__(self, database: Database) -> None:
-        super().__init__(database, "poller", "ann", 30.0)
+    def __init__(self, database: Database, duration_seconds: float = 30.0) -> None:
+        super().__init__(database, "poller", "ann", duration_seconds)
         self.renewals: asyncio.Queue[bool] = asyncio.Queue()
 
     async def renew(self) -> bool:
@@ -258,6 +259,40 @@ async def test_a_lease_is_renewed_while_a_step_runs_long(database: Database):
     await stage.runner.stop()
 
     assert stage.succeeded == ["poller"]
+
+
+async def test_a_lease_that_is_shorter_than_the_pause_is_renewed_in_the_pause(database: Database):
+    """Or else every replica would hold it in turn, and each step with it."""
+    lease = CountedLease(database, 9.0)
+    stage = Stage(lease)
+    stage.runner.start()
+    await stage.until(lambda: stage.succeeded == ["poller"])
+    for _ in range(3):
+        assert lease.renewals.empty()
+        await stage.clock.advance(3.0)
+        assert await lease.renewals.get()
+    await stage.clock.advance(1.0)
+    await stage.until(lambda: stage.steps == 2)
+    await stage.runner.stop()
+
+
+async def test_a_loop_that_lost_its_lease_in_a_pause_asks_for_it_like_any_other(database: Database):
+    lease = CountedLease(database, 9.0)
+    stage = Stage(lease)
+    stage.runner.start()
+    await stage.until(lambda: stage.succeeded == ["poller"])
+    async with database.transaction() as tx:
+        assert lease.fence is not None
+        await leases.release(tx, "poller", lease.fence)
+    usurper = Lease(database, "poller", "bob", 3600.0)
+    assert await usurper.hold()
+    await stage.clock.advance(3.0)
+    assert not await lease.renewals.get()
+    await stage.clock.advance(0.0)
+    await stage.until(lambda: stage.clock.pauses[-1] == 4.5)
+    await stage.runner.stop()
+
+    assert stage.steps == 1
 
 
 async def test_a_step_that_has_lost_its_lease_cannot_write(database: Database):

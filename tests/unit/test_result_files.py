@@ -1,10 +1,12 @@
 """What the lines of a batch's files mean for its jobs."""
 
 import json
+from io import BytesIO
 
+from services.batcher import result_files
 from services.batcher.batch_file import custom_id_of
 from services.batcher.job import Answer
-from services.batcher.result_files import results_in
+from services.batcher.result_files import read_lines, results_in
 from services.batcher.store_batches import Loss
 
 NOW_US = 1_000
@@ -49,3 +51,30 @@ def test_a_line_that_met_an_empty_purse_waits_and_costs_no_attempt():
     (broke,) = results_in([line(custom_id_of("u-1", 1), error={"code": "insufficient_quota"})], NOW_US, WAIT_US)
 
     assert (broke.outcome.retryable, broke.outcome.not_before_us) == (True, NOW_US + WAIT_US)
+
+
+def pages(content):
+    """The pages in which a file is read, to its end."""
+    file = BytesIO(content)
+    return list(iter(lambda: read_lines(file), []))
+
+
+def test_a_file_is_read_in_pages_that_are_bounded_by_lines_and_by_bytes(monkeypatch):
+    monkeypatch.setattr(result_files, "LINES_MAX", 3)
+    monkeypatch.setattr(result_files, "PAGE_BYTES", 10)
+
+    assert pages(b"a\n\nb\n \nc\nd\n") == [[b"a\n", b"b\n", b"c\n"], [b"d\n"]]
+    assert pages(b"aaaaaa\nbbbbbb\ncc") == [[b"aaaaaa\n", b"bbbbbb\n"], [b"cc"]]
+    assert pages(b"") == pages(b"\n \n") == []
+
+
+def test_a_line_without_an_end_is_never_whole_in_memory_and_names_nobody(monkeypatch):
+    """It counts as a line all the same, so that the files are not taken for short."""
+    monkeypatch.setattr(result_files, "LINE_BYTES_MAX", 16)
+    monkeypatch.setattr(result_files, "PAGE_BYTES", 8)
+    (long, *rest) = [lines for page in pages(b"x" * 100 + b"\nlast\n") for lines in page]
+    (endless,) = pages(b"x" * 100)
+
+    assert (long, rest) == (b"...\n", [b"last\n"])
+    assert endless == [b"...\n"]
+    assert results_in([long], NOW_US, WAIT_US) == [None]

@@ -3,26 +3,33 @@
 from services.wallet import ledger
 from services.wallet.commands import (
     Amend,
+    Award,
     ChangeAccount,
+    ClaimDaily,
     Command,
     Commit,
+    Convert,
     Grant,
     Moment,
     OpenAccount,
     Outcome,
     Preview,
+    PutRules,
+    RecordActivity,
     Refund,
     Release,
     Reserve,
     Revoke,
     Sweep,
 )
-from services.wallet.economy import Rules
+from services.wallet.economy import EarningRules, Rules, write_rules
 from services.wallet.errors import InsufficientFunds
 from services.wallet.holdings import State
+from services.wallet.sharing import Role
+from services.wallet.sharing_commands import OpenTeam, RemoveMember, SetMember
 from services.wallet.writer import CODEC, COMMANDS
 
-NOW = Moment(1_000_000, Rules())
+NOW = Moment(1_000_000, Rules(earning=EarningRules()))
 RESERVE = Reserve("batcher", "alice", "alice", "r", 5, 60_000_000, "v1", "", True)
 EVERY: list[Command] = [
     OpenAccount("alice", "alice"),
@@ -36,6 +43,15 @@ EVERY: list[Command] = [
     Revoke("boss", "alice", "boss", "g", ""),
     ChangeAccount("boss", "alice", "c", "freeze", False, ""),
     Sweep("alice"),
+    ChangeAccount("boss", "alice", "c2", "unfreeze", False, ""),
+    ClaimDaily("alice", "alice", "day-1"),
+    RecordActivity("boss", "alice", "invite", "i1"),
+    Convert("alice", "alice", "v1", 1),
+    Award("boss", "alice", "profile_complete"),
+    PutRules("boss", "2", None, 10, "2", write_rules(EarningRules())),
+    OpenTeam("boss", "team", "alice"),
+    SetMember("boss", "team", "m1", "alice", "bob", int(Role.MEMBER), 5, None),
+    RemoveMember("boss", "team", "m2", "alice", "bob"),
 ]
 
 

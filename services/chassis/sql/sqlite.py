@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar
 
 import aiosqlite
 
@@ -28,15 +28,23 @@ _PRAGMAS: Final = (
     # INSERT OR REPLACE fires delete triggers only with this, and the journal refuses deletes by a trigger.
     "recursive_triggers = ON",
     "temp_store = MEMORY",
-    "mmap_size = 268435456",
     "wal_autocheckpoint = 4000",
 )
-_WRITER_CACHE_KIB: Final = 65_536
-_READER_CACHE_KIB: Final = 8_192
 _CACHED_STATEMENTS: Final = 512
 _AnyConnection: TypeAlias = "_Connection | _InlineConnection"
 Batches = Sequence[tuple[str, Sequence[Sequence[Any]]]]
 T = TypeVar("T")
+
+
+class SqliteMemory(NamedTuple):
+    """What the connections to one file may take, each: its cache of pages, and how much of the file it maps."""
+
+    writer_cache_kib: int = 65_536
+    reader_cache_kib: int = 8_192
+    mapped_kib: int = 262_144
+
+
+SQLITE_MEMORY: Final = SqliteMemory()
 
 
 class _Connection(aiosqlite.Connection):
@@ -215,15 +223,17 @@ class SqliteDatabase(Database):
         timeout_seconds: float,
         clock_us: Callable[[], int],
         writes_only: bool = False,
+        memory: SqliteMemory = SQLITE_MEMORY,
     ) -> Self:
         """Opens a file that a migration has made; raises StoreUnavailable when there is none, and StoreDamaged."""
         connections: list[_Connection] = []
         try:
             if writes_only:
-                inline = _InlineConnection(_opened(path, timeout_seconds, read_only=False))
+                inline = _InlineConnection(_opened(path, timeout_seconds, memory, read_only=False))
                 return cls(statements, [inline], timeout_seconds, clock_us, path)
             for number in range(1 + pool_size):
-                connection = _Connection(partial(_opened, path, timeout_seconds, number > 0), iter_chunk_size=64)
+                opener = partial(_opened, path, timeout_seconds, memory, read_only=number > 0)
+                connection = _Connection(opener, iter_chunk_size=64)
                 connections.append(connection)
                 await connection
         except BaseException as error:
@@ -310,7 +320,7 @@ class SqliteDatabase(Database):
         return undone
 
 
-def _opened(path: Path, timeout_seconds: float, read_only: bool) -> sqlite3.Connection:
+def _opened(path: Path, timeout_seconds: float, memory: SqliteMemory, *, read_only: bool) -> sqlite3.Connection:
     # mode=rw: a file that is missing is an error, because only a migration makes one.
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw",
@@ -321,7 +331,8 @@ def _opened(path: Path, timeout_seconds: float, read_only: bool) -> sqlite3.Conn
         check_same_thread=False,
     )
     connection.row_factory = sqlite3.Row
-    cache_kib = _READER_CACHE_KIB if read_only else _WRITER_CACHE_KIB
-    for pragma in (*_PRAGMAS, f"cache_size = -{cache_kib}", f"query_only = {int(read_only)}"):
+    cache_kib = memory.reader_cache_kib if read_only else memory.writer_cache_kib
+    sizes = (f"cache_size = -{cache_kib}", f"mmap_size = {memory.mapped_kib * 1024}")
+    for pragma in (*_PRAGMAS, *sizes, f"query_only = {int(read_only)}"):
         connection.execute(f"PRAGMA {pragma}").fetchall()
     return connection

@@ -51,6 +51,63 @@ JOIN lots l ON l.created_by = k.value ->> 0 AND l.grant_id = k.value ->> 1
 -- In one order everywhere: an entry lists the lots that it touches, and its hash must be the same on every database.
 ORDER BY lot_id;
 
+-- name: load_points(ids)
+-- The points of accounts whose tokens are locked, and they with them.
+SELECT a.* FROM accounts a WHERE a.account_id IN (SELECT jsonb_array_elements_text(:ids::jsonb)) AND a.asset = 'POINT';
+
+-- name: load_streaks(ids)
+SELECT s.* FROM streaks s WHERE s.account_id IN (SELECT jsonb_array_elements_text(:ids::jsonb));
+
+-- name: load_earnings(keys)
+SELECT e.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN earnings e ON e.created_by = k.value ->> 0 AND e.earning_id = k.value ->> 1;
+
+-- name: load_counters(keys)
+SELECT c.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN counters c ON c.account_id = k.value ->> 0 AND c.counter = k.value ->> 1 AND c.day = (k.value ->> 2)::bigint;
+
+-- name: load_rule_sets()
+SELECT * FROM rule_sets ORDER BY revision;
+
+-- name: get_points(account_id)
+SELECT * FROM accounts WHERE account_id = :account_id AND asset = 'POINT';
+
+-- name: get_streak(account_id)
+SELECT * FROM streaks WHERE account_id = :account_id;
+
+-- name: list_counters(account_id, since_day)
+-- What an account has used since a day, and for ever.
+SELECT * FROM counters WHERE account_id = :account_id AND (day = 0 OR day >= :since_day) ORDER BY counter, day;
+
+-- name: load_teams(keys)
+-- Their accounts are locked, and they with them; so are their members.
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN teams t ON t.team_id = k.value ->> 0;
+
+-- name: load_members(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN members t ON t.team_id = k.value ->> 0 AND t.member_id = k.value ->> 1;
+
+-- name: load_team_changes(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN team_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
+
+-- name: get_team(team_id)
+SELECT * FROM teams WHERE team_id = :team_id;
+
+-- name: get_member(team_id, member_id)
+SELECT * FROM members WHERE team_id = :team_id AND member_id = :member_id AND role > 0;
+
+-- name: list_members(team_id, after_member_id, limit)
+SELECT * FROM members WHERE team_id = :team_id AND member_id > :after_member_id AND role > 0
+ORDER BY member_id LIMIT :limit::bigint;
+
+-- name: list_due_spending(account_id, now_us)
+-- What of a team's holds still counts for members and should not, because the time of those holds has passed.
+SELECT account_id AS member_id, spend_day, sum(reserved - released)::bigint AS due FROM reservations
+WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us <= :now_us AND spend_day > 0
+GROUP BY account_id, spend_day;
+
 -- name: load_issued()
 -- What was ever granted; it stands still while the head of the journal is locked.
 SELECT -balance AS issued FROM system_accounts WHERE account_id = '@issue' AND asset = 'TOKEN';
@@ -103,32 +160,34 @@ FROM walk JOIN journal j ON j.revision = walk.revision WHERE walk.time_us <= :ti
 -- name: list_due_accounts(now_us, limit)
 SELECT account_id FROM accounts WHERE due_time_us <= :now_us ORDER BY due_time_us LIMIT :limit::bigint;
 
--- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots)!
+-- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked, team)!
 -- No upsert: when two replicas open one account, the second must fail here and run its group again.
-INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots)
+INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked,
+    team)
 SELECT * FROM unnest(
     :account_id::text[], :asset::text[], :balance::bigint[], :held::bigint[], :due_time_us::bigint[],
-    :create_time_us::bigint[], :revision::bigint[], :state::bigint[], :lots::bigint[]
+    :create_time_us::bigint[], :revision::bigint[], :state::bigint[], :lots::bigint[], :worked::bigint[], :team::bigint[]
 );
 
--- name: update_account(account_id, asset, balance, held, due_time_us, revision, state, lots)!
+-- name: update_account(account_id, asset, balance, held, due_time_us, revision, state, lots, worked, team)!
 UPDATE accounts AS t SET balance = n.balance, held = n.held, due_time_us = n.due_time_us, revision = n.revision,
-    state = n.state, lots = n.lots
+    state = n.state, lots = n.lots, worked = n.worked, team = n.team
 FROM unnest(
     :account_id::text[], :asset::text[], :balance::bigint[], :held::bigint[], :due_time_us::bigint[],
-    :revision::bigint[], :state::bigint[], :lots::bigint[]
-) AS n(account_id, asset, balance, held, due_time_us, revision, state, lots)
+    :revision::bigint[], :state::bigint[], :lots::bigint[], :worked::bigint[], :team::bigint[]
+) AS n(account_id, asset, balance, held, due_time_us, revision, state, lots, worked, team)
 WHERE t.account_id = n.account_id AND t.asset = n.asset;
 
--- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision, pins)!
+-- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision, pins, spend_day)!
 INSERT INTO reservations (created_by, reservation_id, account_id, payer_account_id, state, reserved, committed,
     released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount,
-    commit_late, revision, pins)
+    commit_late, revision, pins, spend_day)
 SELECT * FROM unnest(
     :created_by::text[], :reservation_id::text[], :account_id::text[], :payer_account_id::text[], :state::bigint[],
     :reserved::bigint[], :committed::bigint[], :released::bigint[], :expired::bigint[], :refunded::bigint[],
     :hold_us::bigint[], :expire_time_us::bigint[], :create_time_us::bigint[], :price_version::text[],
-    :reference::text[], :commit_amount::bigint[], :commit_late::bigint[], :revision::bigint[], :pins::text[]
+    :reference::text[], :commit_amount::bigint[], :commit_late::bigint[], :revision::bigint[], :pins::text[],
+    :spend_day::bigint[]
 );
 
 -- name: update_reservation(created_by, reservation_id, state, committed, released, expired, refunded, expire_time_us, commit_amount, commit_late, revision, pins)!
@@ -190,6 +249,84 @@ SELECT * FROM unnest(
     :reference::text[], :revision::bigint[]
 );
 
+-- name: insert_counter(account_id, counter, day, amount, revision)!
+INSERT INTO counters (account_id, counter, day, amount, revision)
+SELECT * FROM unnest(
+    :account_id::text[], :counter::text[], :day::bigint[], :amount::bigint[], :revision::bigint[]
+);
+
+-- name: update_counter(account_id, counter, day, amount, revision)!
+UPDATE counters AS t SET amount = n.amount, revision = n.revision
+FROM unnest(
+    :account_id::text[], :counter::text[], :day::bigint[], :amount::bigint[], :revision::bigint[]
+) AS n(account_id, counter, day, amount, revision)
+WHERE t.account_id = n.account_id AND t.counter = n.counter AND t.day = n.day;
+
+-- name: insert_earning(created_by, earning_id, account_id, kind, name, tokens, points, day, rules, revision)!
+INSERT INTO earnings (created_by, earning_id, account_id, kind, name, tokens, points, day, rules, revision)
+SELECT * FROM unnest(
+    :created_by::text[], :earning_id::text[], :account_id::text[], :kind::text[], :name::text[], :tokens::bigint[],
+    :points::bigint[], :day::bigint[], :rules::text[], :revision::bigint[]
+);
+
+-- name: insert_streak(account_id, day, days, best_days, grace_day, revision)!
+INSERT INTO streaks (account_id, day, days, best_days, grace_day, revision)
+SELECT * FROM unnest(
+    :account_id::text[], :day::bigint[], :days::bigint[], :best_days::bigint[], :grace_day::bigint[],
+    :revision::bigint[]
+);
+
+-- name: update_streak(account_id, day, days, best_days, grace_day, revision)!
+UPDATE streaks AS t SET day = n.day, days = n.days, best_days = n.best_days, grace_day = n.grace_day, revision = n.revision
+FROM unnest(
+    :account_id::text[], :day::bigint[], :days::bigint[], :best_days::bigint[], :grace_day::bigint[],
+    :revision::bigint[]
+) AS n(account_id, day, days, best_days, grace_day, revision)
+WHERE t.account_id = n.account_id;
+
+-- name: insert_rule_set(version, actor, effective_time_us, at_once, rollout_percent, cohort, document, revision)!
+INSERT INTO rule_sets (version, actor, effective_time_us, at_once, rollout_percent, cohort, document, revision)
+SELECT * FROM unnest(
+    :version::text[], :actor::text[], :effective_time_us::bigint[], :at_once::bigint[], :rollout_percent::bigint[],
+    :cohort::text[], :document::text[], :revision::bigint[]
+);
+
+-- name: insert_team(team_id, created_by, owner_id, members, owners, create_time_us, revision)!
+INSERT INTO teams (team_id, created_by, owner_id, members, owners, create_time_us, revision)
+SELECT * FROM unnest(
+    :team_id::text[], :created_by::text[], :owner_id::text[], :members::bigint[], :owners::bigint[],
+    :create_time_us::bigint[], :revision::bigint[]
+);
+
+-- name: update_team(team_id, members, owners, revision)!
+UPDATE teams AS t SET members = n.members, owners = n.owners, revision = n.revision
+FROM unnest(
+    :team_id::text[], :members::bigint[], :owners::bigint[], :revision::bigint[]
+) AS n(team_id, members, owners, revision)
+WHERE t.team_id = n.team_id;
+
+-- name: insert_member(team_id, member_id, role, day_limit, month_limit, revision)!
+INSERT INTO members (team_id, member_id, role, day_limit, month_limit, revision)
+SELECT * FROM unnest(
+    :team_id::text[], :member_id::text[], :role::bigint[], :day_limit::bigint[], :month_limit::bigint[],
+    :revision::bigint[]
+);
+
+-- name: update_member(team_id, member_id, role, day_limit, month_limit, revision)!
+UPDATE members AS t SET role = n.role, day_limit = n.day_limit, month_limit = n.month_limit, revision = n.revision
+FROM unnest(
+    :team_id::text[], :member_id::text[], :role::bigint[], :day_limit::bigint[], :month_limit::bigint[],
+    :revision::bigint[]
+) AS n(team_id, member_id, role, day_limit, month_limit, revision)
+WHERE t.team_id = n.team_id AND t.member_id = n.member_id;
+
+-- name: insert_team_change(created_by, change_id, team_id, kind, acting_id, member_id, role, day_limit, month_limit, revision)!
+INSERT INTO team_changes (created_by, change_id, team_id, kind, acting_id, member_id, role, day_limit, month_limit, revision)
+SELECT * FROM unnest(
+    :created_by::text[], :change_id::text[], :team_id::text[], :kind::text[], :acting_id::text[],
+    :member_id::text[], :role::bigint[], :day_limit::bigint[], :month_limit::bigint[], :revision::bigint[]
+);
+
 -- name: move_system_account(account_id, asset, change)!
 INSERT INTO system_accounts (account_id, asset, balance)
 SELECT * FROM unnest(:account_id::text[], :asset::text[], :change::bigint[])
@@ -200,6 +337,63 @@ ON CONFLICT (account_id, asset) DO UPDATE SET balance = system_accounts.balance 
 SELECT asset, sum(balance)::bigint AS balance FROM (
     SELECT asset, balance FROM accounts UNION ALL SELECT asset, balance FROM system_accounts
 ) AS everybody GROUP BY asset;
+
+-- What can be asked of an account's history.
+
+-- name: list_newest(account_id)
+-- The newest row of each asset that an account has or had.
+SELECT asset, revision FROM accounts WHERE account_id = :account_id;
+
+-- name: find_row_near(subject, time_us, head, near)
+-- An account's last row at or before an instant, if it is among everybody's last ones: times rise with the revisions, so that
+-- halving finds where that instant is in the journal.
+WITH RECURSIVE search AS (
+    SELECT 0::bigint AS low, :head::bigint AS high
+    UNION ALL
+    SELECT CASE WHEN j.time_us <= :time_us::bigint THEN j.revision ELSE search.low END,
+        CASE WHEN j.time_us <= :time_us::bigint THEN search.high ELSE j.revision - 1 END
+    FROM search JOIN journal j ON j.revision = (search.low + search.high + 1) / 2
+    WHERE search.low < search.high
+), place AS (SELECT low FROM search WHERE low = high)
+SELECT j.revision FROM journal j
+WHERE j.revision <= (SELECT low FROM place) AND j.revision > (SELECT low FROM place) - :near::bigint
+    AND j.subject = :subject
+ORDER BY j.revision DESC LIMIT 1;
+
+-- name: list_wanted(revision, kinds, counterparty, since_us, until_us, scan, count)
+-- So many rows of an account's history that are wanted, and the last one that was looked at, on a walk back.
+WITH RECURSIVE walk AS (
+    SELECT 0::bigint AS revision, :revision::bigint AS previous, :since_us::bigint AS time_us, 0::bigint AS step, 0::bigint AS found, 0::bigint AS matched
+    UNION ALL
+    SELECT j.revision, j.previous, j.time_us, walk.step + 1, walk.found + walk.matched,
+        CASE WHEN j.time_us >= :since_us::bigint AND j.time_us < :until_us::bigint
+            AND (:kinds::text = '[]' OR j.kind IN (SELECT jsonb_array_elements_text(:kinds::jsonb)))
+            AND (:counterparty::text = '' OR j.body::jsonb ->> 'counterparty' = :counterparty::text
+                OR j.body::jsonb -> 'facts' ->> 'peer' = :counterparty::text)
+            THEN 1::bigint ELSE 0::bigint END
+    FROM walk JOIN journal j ON j.revision = walk.previous
+    WHERE walk.found + walk.matched < :count::bigint AND walk.step < :scan::bigint AND walk.time_us >= :since_us::bigint
+)
+SELECT j.revision, j.time_us, j.kind, j.actor, j.subject, j.previous, j.body, j.hash, walk.matched
+FROM walk JOIN journal j ON j.revision = walk.revision
+WHERE walk.matched = 1 OR walk.step = (SELECT max(step) FROM walk) ORDER BY walk.step;
+
+-- name: sum_day(revision, since_us, scan)
+-- What the rows of a day came to, by what they are, on a walk back from its last one; and the row before the first of them.
+WITH RECURSIVE walk AS (
+    SELECT revision, previous, time_us, 1::bigint AS step FROM journal WHERE revision = :revision
+    UNION ALL
+    SELECT j.revision, j.previous, j.time_us, walk.step + 1 FROM walk JOIN journal j ON j.revision = walk.previous
+    WHERE walk.step < :scan::bigint AND j.time_us >= :since_us::bigint
+), moves AS (
+    SELECT j.kind, j.previous, (j.body::jsonb ->> 'balance_change')::bigint AS change,
+        CASE WHEN j.kind = 'grant' AND j.actor = '@wallet' THEN coalesce(j.body::jsonb -> 'facts' ->> 'reference', '')
+            ELSE coalesce(j.body::jsonb -> 'facts' ->> 'rule', '') || coalesce(':' || (j.body::jsonb -> 'facts' ->> 'name'), '') END AS rule
+    FROM walk JOIN journal j ON j.revision = walk.revision
+)
+SELECT kind, rule, coalesce(sum(CASE WHEN change > 0 THEN change END), 0)::bigint AS amount_in,
+    coalesce(-sum(CASE WHEN change < 0 THEN change END), 0)::bigint AS amount_out, count(*) AS rows, min(previous) AS next_revision
+FROM moves GROUP BY kind, rule ORDER BY kind, rule;
 
 -- What an audit asks. A page is walked by key, and takes no lock.
 
@@ -257,6 +451,69 @@ SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN account_chan
 -- name: count_account_changes()
 SELECT count(*) AS count FROM account_changes;
 
+-- name: page_counters(after_a, after_b, after_c, limit)
+SELECT * FROM counters WHERE (account_id, counter, day) > (:after_a, :after_b, :after_c) ORDER BY account_id, counter, day LIMIT :limit::bigint;
+
+-- name: find_counters(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN counters t ON t.account_id = k.value ->> 0 AND t.counter = k.value ->> 1 AND t.day = (k.value ->> 2)::bigint;
+
+-- name: count_counters()
+SELECT count(*) AS count FROM counters;
+
+-- name: page_earnings(after_a, after_b, limit)
+SELECT * FROM earnings WHERE (created_by, earning_id) > (:after_a, :after_b) ORDER BY created_by, earning_id LIMIT :limit::bigint;
+
+-- name: find_earnings(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN earnings t ON t.created_by = k.value ->> 0 AND t.earning_id = k.value ->> 1;
+
+-- name: count_earnings()
+SELECT count(*) AS count FROM earnings;
+
+-- name: page_streaks(after_a, limit)
+SELECT * FROM streaks WHERE account_id > :after_a ORDER BY account_id LIMIT :limit::bigint;
+
+-- name: find_streaks(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN streaks t ON t.account_id = k.value ->> 0;
+
+-- name: count_streaks()
+SELECT count(*) AS count FROM streaks;
+
+-- name: page_rule_sets(after_a, limit)
+SELECT * FROM rule_sets WHERE version > :after_a ORDER BY version LIMIT :limit::bigint;
+
+-- name: find_rule_sets(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN rule_sets t ON t.version = k.value ->> 0;
+
+-- name: count_rule_sets()
+SELECT count(*) AS count FROM rule_sets;
+
+-- name: page_teams(after_a, limit)
+SELECT * FROM teams WHERE team_id > :after_a ORDER BY team_id LIMIT :limit::bigint;
+
+-- name: find_teams(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN teams t ON t.team_id = k.value ->> 0;
+
+-- name: count_teams()
+SELECT count(*) AS count FROM teams;
+
+-- name: page_members(after_a, after_b, limit)
+SELECT * FROM members WHERE (team_id, member_id) > (:after_a, :after_b) ORDER BY team_id, member_id LIMIT :limit::bigint;
+
+-- name: find_members(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN members t ON t.team_id = k.value ->> 0 AND t.member_id = k.value ->> 1;
+
+-- name: count_members()
+SELECT count(*) AS count FROM members;
+
+-- name: page_team_changes(after_a, after_b, limit)
+SELECT * FROM team_changes WHERE (created_by, change_id) > (:after_a, :after_b) ORDER BY created_by, change_id LIMIT :limit::bigint;
+
+-- name: find_team_changes(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN team_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
+
+-- name: count_team_changes()
+SELECT count(*) AS count FROM team_changes;
+
 -- name: list_system_accounts()
 SELECT account_id, asset, balance FROM system_accounts;
 
@@ -266,7 +523,7 @@ SELECT a.account_id, a.revision, coalesce(h.held, 0) AS expected, a.held AS foun
 LEFT JOIN (
     SELECT payer_account_id, sum(reserved - released)::bigint AS held FROM reservations WHERE state = 1 GROUP BY payer_account_id
 ) h ON h.payer_account_id = a.account_id
-WHERE a.held <> coalesce(h.held, 0) LIMIT 1;
+WHERE a.asset = 'TOKEN' AND a.held <> coalesce(h.held, 0) LIMIT 1;
 
 -- name: check_lots()
 -- An account that has less than its lots, or another number of them.
@@ -275,7 +532,8 @@ JOIN (
     SELECT account_id, sum(remaining)::bigint AS remaining, sum(held)::bigint AS held, count(*) AS lots
     FROM lots WHERE remaining > 0 GROUP BY account_id
 ) l ON l.account_id = a.account_id
-WHERE l.remaining > a.balance OR l.held > a.held OR l.lots <> a.lots OR a.balance - l.remaining < a.held - l.held LIMIT 1;
+WHERE a.asset = 'TOKEN'
+    AND (l.remaining > a.balance OR l.held > a.held OR l.lots <> a.lots OR a.balance - l.remaining < a.held - l.held) LIMIT 1;
 
 -- name: check_due()
 -- An account of which something ends before it is due: nobody would notice in time.
@@ -285,4 +543,4 @@ JOIN (
     UNION ALL
     SELECT account_id, min(expire_time_us) FROM lots WHERE remaining > held AND expire_time_us IS NOT NULL GROUP BY account_id
 ) d ON d.account_id = a.account_id
-WHERE a.due_time_us IS NULL OR a.due_time_us > d.ends_us LIMIT 1;
+WHERE a.asset = 'TOKEN' AND (a.due_time_us IS NULL OR a.due_time_us > d.ends_us) LIMIT 1;

@@ -48,6 +48,63 @@ CROSS JOIN lots l ON l.created_by = k.value ->> 0 AND l.grant_id = k.value ->> 1
 -- In one order everywhere: an entry lists the lots that it touches, and its hash must be the same on every database.
 ORDER BY lot_id;
 
+-- name: load_points(ids)
+-- The points of accounts whose tokens are locked, and they with them.
+SELECT a.* FROM json_each(:ids) ids CROSS JOIN accounts a ON a.account_id = ids.value AND a.asset = 'POINT';
+
+-- name: load_streaks(ids)
+SELECT s.* FROM json_each(:ids) ids CROSS JOIN streaks s ON s.account_id = ids.value;
+
+-- name: load_earnings(keys)
+SELECT e.* FROM json_each(:keys) k
+CROSS JOIN earnings e ON e.created_by = k.value ->> 0 AND e.earning_id = k.value ->> 1;
+
+-- name: load_counters(keys)
+SELECT c.* FROM json_each(:keys) k
+CROSS JOIN counters c ON c.account_id = k.value ->> 0 AND c.counter = k.value ->> 1 AND c.day = k.value ->> 2;
+
+-- name: load_rule_sets()
+SELECT * FROM rule_sets ORDER BY revision;
+
+-- name: get_points(account_id)
+SELECT * FROM accounts WHERE account_id = :account_id AND asset = 'POINT';
+
+-- name: get_streak(account_id)
+SELECT * FROM streaks WHERE account_id = :account_id;
+
+-- name: list_counters(account_id, since_day)
+-- What an account has used since a day, and for ever.
+SELECT * FROM counters WHERE account_id = :account_id AND (day = 0 OR day >= :since_day) ORDER BY counter, day;
+
+-- name: load_teams(keys)
+-- Their accounts are locked, and they with them; so are their members.
+SELECT t.* FROM json_each(:keys) k
+CROSS JOIN teams t ON t.team_id = k.value ->> 0;
+
+-- name: load_members(keys)
+SELECT t.* FROM json_each(:keys) k
+CROSS JOIN members t ON t.team_id = k.value ->> 0 AND t.member_id = k.value ->> 1;
+
+-- name: load_team_changes(keys)
+SELECT t.* FROM json_each(:keys) k
+CROSS JOIN team_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
+
+-- name: get_team(team_id)
+SELECT * FROM teams WHERE team_id = :team_id;
+
+-- name: get_member(team_id, member_id)
+SELECT * FROM members WHERE team_id = :team_id AND member_id = :member_id AND role > 0;
+
+-- name: list_members(team_id, after_member_id, limit)
+SELECT * FROM members WHERE team_id = :team_id AND member_id > :after_member_id AND role > 0
+ORDER BY member_id LIMIT :limit;
+
+-- name: list_due_spending(account_id, now_us)
+-- What of a team's holds still counts for members and should not, because the time of those holds has passed.
+SELECT account_id AS member_id, spend_day, sum(reserved - released) AS due FROM reservations
+WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us <= :now_us AND spend_day > 0
+GROUP BY account_id, spend_day;
+
 -- name: load_issued()
 -- What was ever granted; it stands still while the head of the journal is locked.
 SELECT -balance AS issued FROM system_accounts WHERE account_id = '@issue' AND asset = 'TOKEN';
@@ -100,23 +157,24 @@ FROM walk JOIN journal j ON j.revision = walk.revision WHERE walk.time_us <= :ti
 -- name: list_due_accounts(now_us, limit)
 SELECT account_id FROM accounts WHERE due_time_us <= :now_us ORDER BY due_time_us LIMIT :limit;
 
--- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots)!
+-- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked, team)!
 -- No upsert: when two replicas open one account, the second must fail here and run its group again.
-INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots)
-VALUES (:account_id, :asset, :balance, :held, :due_time_us, :create_time_us, :revision, :state, :lots);
+INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked,
+    team)
+VALUES (:account_id, :asset, :balance, :held, :due_time_us, :create_time_us, :revision, :state, :lots, :worked, :team);
 
--- name: update_account(account_id, asset, balance, held, due_time_us, revision, state, lots)!
+-- name: update_account(account_id, asset, balance, held, due_time_us, revision, state, lots, worked, team)!
 UPDATE accounts SET balance = :balance, held = :held, due_time_us = :due_time_us, revision = :revision,
-    state = :state, lots = :lots
+    state = :state, lots = :lots, worked = :worked, team = :team
 WHERE account_id = :account_id AND asset = :asset;
 
--- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision, pins)!
+-- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision, pins, spend_day)!
 INSERT INTO reservations (created_by, reservation_id, account_id, payer_account_id, state, reserved, committed,
     released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount,
-    commit_late, revision, pins)
+    commit_late, revision, pins, spend_day)
 VALUES (:created_by, :reservation_id, :account_id, :payer_account_id, :state, :reserved, :committed, :released,
     :expired, :refunded, :hold_us, :expire_time_us, :create_time_us, :price_version, :reference, :commit_amount,
-    :commit_late, :revision, :pins);
+    :commit_late, :revision, :pins, :spend_day);
 
 -- name: update_reservation(created_by, reservation_id, state, committed, released, expired, refunded, expire_time_us, commit_amount, commit_late, revision, pins)!
 UPDATE reservations SET state = :state, committed = :committed, released = :released, expired = :expired,
@@ -152,6 +210,51 @@ VALUES (:created_by, :reservation_id, :operation_id, :kind, :amount, :hold_us, :
 INSERT INTO account_changes (created_by, change_id, account_id, kind, forfeit, reference, revision)
 VALUES (:created_by, :change_id, :account_id, :kind, :forfeit, :reference, :revision);
 
+-- name: insert_counter(account_id, counter, day, amount, revision)!
+INSERT INTO counters (account_id, counter, day, amount, revision)
+VALUES (:account_id, :counter, :day, :amount, :revision);
+
+-- name: update_counter(account_id, counter, day, amount, revision)!
+UPDATE counters SET amount = :amount, revision = :revision
+WHERE account_id = :account_id AND counter = :counter AND day = :day;
+
+-- name: insert_earning(created_by, earning_id, account_id, kind, name, tokens, points, day, rules, revision)!
+INSERT INTO earnings (created_by, earning_id, account_id, kind, name, tokens, points, day, rules, revision)
+VALUES (:created_by, :earning_id, :account_id, :kind, :name, :tokens, :points, :day, :rules, :revision);
+
+-- name: insert_streak(account_id, day, days, best_days, grace_day, revision)!
+INSERT INTO streaks (account_id, day, days, best_days, grace_day, revision)
+VALUES (:account_id, :day, :days, :best_days, :grace_day, :revision);
+
+-- name: update_streak(account_id, day, days, best_days, grace_day, revision)!
+UPDATE streaks SET day = :day, days = :days, best_days = :best_days, grace_day = :grace_day, revision = :revision
+WHERE account_id = :account_id;
+
+-- name: insert_rule_set(version, actor, effective_time_us, at_once, rollout_percent, cohort, document, revision)!
+INSERT INTO rule_sets (version, actor, effective_time_us, at_once, rollout_percent, cohort, document, revision)
+VALUES (:version, :actor, :effective_time_us, :at_once, :rollout_percent, :cohort, :document, :revision);
+
+-- name: insert_team(team_id, created_by, owner_id, members, owners, create_time_us, revision)!
+INSERT INTO teams (team_id, created_by, owner_id, members, owners, create_time_us, revision)
+VALUES (:team_id, :created_by, :owner_id, :members, :owners, :create_time_us, :revision);
+
+-- name: update_team(team_id, members, owners, revision)!
+UPDATE teams SET members = :members, owners = :owners, revision = :revision
+WHERE team_id = :team_id;
+
+-- name: insert_member(team_id, member_id, role, day_limit, month_limit, revision)!
+INSERT INTO members (team_id, member_id, role, day_limit, month_limit, revision)
+VALUES (:team_id, :member_id, :role, :day_limit, :month_limit, :revision);
+
+-- name: update_member(team_id, member_id, role, day_limit, month_limit, revision)!
+UPDATE members SET role = :role, day_limit = :day_limit, month_limit = :month_limit, revision = :revision
+WHERE team_id = :team_id AND member_id = :member_id;
+
+-- name: insert_team_change(created_by, change_id, team_id, kind, acting_id, member_id, role, day_limit, month_limit, revision)!
+INSERT INTO team_changes (created_by, change_id, team_id, kind, acting_id, member_id, role, day_limit, month_limit, revision)
+VALUES (:created_by, :change_id, :team_id, :kind, :acting_id, :member_id, :role, :day_limit, :month_limit,
+    :revision);
+
 -- name: move_system_account(account_id, asset, change)!
 INSERT INTO system_accounts (account_id, asset, balance) VALUES (:account_id, :asset, :change)
 ON CONFLICT (account_id, asset) DO UPDATE SET balance = system_accounts.balance + excluded.balance;
@@ -161,6 +264,63 @@ ON CONFLICT (account_id, asset) DO UPDATE SET balance = system_accounts.balance 
 SELECT asset, sum(balance) AS balance FROM (
     SELECT asset, balance FROM accounts UNION ALL SELECT asset, balance FROM system_accounts
 ) AS everybody GROUP BY asset;
+
+-- What can be asked of an account's history.
+
+-- name: list_newest(account_id)
+-- The newest row of each asset that an account has or had.
+SELECT asset, revision FROM accounts WHERE account_id = :account_id;
+
+-- name: find_row_near(subject, time_us, head, near)
+-- An account's last row at or before an instant, if it is among everybody's last ones: times rise with the revisions, so that
+-- halving finds where that instant is in the journal.
+WITH RECURSIVE search AS (
+    SELECT 0 AS low, :head AS high
+    UNION ALL
+    SELECT CASE WHEN j.time_us <= :time_us THEN j.revision ELSE search.low END,
+        CASE WHEN j.time_us <= :time_us THEN search.high ELSE j.revision - 1 END
+    FROM search JOIN journal j ON j.revision = (search.low + search.high + 1) / 2
+    WHERE search.low < search.high
+), place AS (SELECT low FROM search WHERE low = high)
+SELECT j.revision FROM journal j
+WHERE j.revision <= (SELECT low FROM place) AND j.revision > (SELECT low FROM place) - :near
+    AND j.subject = :subject
+ORDER BY j.revision DESC LIMIT 1;
+
+-- name: list_wanted(revision, kinds, counterparty, since_us, until_us, scan, count)
+-- So many rows of an account's history that are wanted, and the last one that was looked at, on a walk back.
+WITH RECURSIVE walk AS (
+    SELECT 0 AS revision, :revision AS previous, :since_us AS time_us, 0 AS step, 0 AS found, 0 AS matched
+    UNION ALL
+    SELECT j.revision, j.previous, j.time_us, walk.step + 1, walk.found + walk.matched,
+        CASE WHEN j.time_us >= :since_us AND j.time_us < :until_us
+            AND (:kinds = '[]' OR j.kind IN (SELECT value FROM json_each(:kinds)))
+            AND (:counterparty = '' OR j.body ->> '$.counterparty' = :counterparty
+                OR j.body ->> '$.facts.peer' = :counterparty)
+            THEN 1 ELSE 0 END
+    FROM walk JOIN journal j ON j.revision = walk.previous
+    WHERE walk.found + walk.matched < :count AND walk.step < :scan AND walk.time_us >= :since_us
+)
+SELECT j.revision, j.time_us, j.kind, j.actor, j.subject, j.previous, j.body, j.hash, walk.matched
+FROM walk JOIN journal j ON j.revision = walk.revision
+WHERE walk.matched = 1 OR walk.step = (SELECT max(step) FROM walk) ORDER BY walk.step;
+
+-- name: sum_day(revision, since_us, scan)
+-- What the rows of a day came to, by what they are, on a walk back from its last one; and the row before the first of them.
+WITH RECURSIVE walk AS (
+    SELECT revision, previous, time_us, 1 AS step FROM journal WHERE revision = :revision
+    UNION ALL
+    SELECT j.revision, j.previous, j.time_us, walk.step + 1 FROM walk JOIN journal j ON j.revision = walk.previous
+    WHERE walk.step < :scan AND j.time_us >= :since_us
+), moves AS (
+    SELECT j.kind, j.previous, j.body ->> '$.balance_change' AS change,
+        CASE WHEN j.kind = 'grant' AND j.actor = '@wallet' THEN coalesce(j.body ->> '$.facts.reference', '')
+            ELSE coalesce(j.body ->> '$.facts.rule', '') || coalesce(':' || (j.body ->> '$.facts.name'), '') END AS rule
+    FROM walk JOIN journal j ON j.revision = walk.revision
+)
+SELECT kind, rule, coalesce(sum(CASE WHEN change > 0 THEN change END), 0) AS amount_in,
+    coalesce(-sum(CASE WHEN change < 0 THEN change END), 0) AS amount_out, count(*) AS rows, min(previous) AS next_revision
+FROM moves GROUP BY kind, rule ORDER BY kind, rule;
 
 -- What an audit asks. A page is walked by key, and takes no lock.
 
@@ -218,6 +378,69 @@ SELECT t.* FROM json_each(:keys) k CROSS JOIN account_changes t ON t.created_by 
 -- name: count_account_changes()
 SELECT count(*) AS count FROM account_changes;
 
+-- name: page_counters(after_a, after_b, after_c, limit)
+SELECT * FROM counters WHERE (account_id, counter, day) > (:after_a, :after_b, :after_c) ORDER BY account_id, counter, day LIMIT :limit;
+
+-- name: find_counters(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN counters t ON t.account_id = k.value ->> 0 AND t.counter = k.value ->> 1 AND t.day = k.value ->> 2;
+
+-- name: count_counters()
+SELECT count(*) AS count FROM counters;
+
+-- name: page_earnings(after_a, after_b, limit)
+SELECT * FROM earnings WHERE (created_by, earning_id) > (:after_a, :after_b) ORDER BY created_by, earning_id LIMIT :limit;
+
+-- name: find_earnings(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN earnings t ON t.created_by = k.value ->> 0 AND t.earning_id = k.value ->> 1;
+
+-- name: count_earnings()
+SELECT count(*) AS count FROM earnings;
+
+-- name: page_streaks(after_a, limit)
+SELECT * FROM streaks WHERE account_id > :after_a ORDER BY account_id LIMIT :limit;
+
+-- name: find_streaks(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN streaks t ON t.account_id = k.value ->> 0;
+
+-- name: count_streaks()
+SELECT count(*) AS count FROM streaks;
+
+-- name: page_rule_sets(after_a, limit)
+SELECT * FROM rule_sets WHERE version > :after_a ORDER BY version LIMIT :limit;
+
+-- name: find_rule_sets(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN rule_sets t ON t.version = k.value ->> 0;
+
+-- name: count_rule_sets()
+SELECT count(*) AS count FROM rule_sets;
+
+-- name: page_teams(after_a, limit)
+SELECT * FROM teams WHERE team_id > :after_a ORDER BY team_id LIMIT :limit;
+
+-- name: find_teams(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN teams t ON t.team_id = k.value ->> 0;
+
+-- name: count_teams()
+SELECT count(*) AS count FROM teams;
+
+-- name: page_members(after_a, after_b, limit)
+SELECT * FROM members WHERE (team_id, member_id) > (:after_a, :after_b) ORDER BY team_id, member_id LIMIT :limit;
+
+-- name: find_members(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN members t ON t.team_id = k.value ->> 0 AND t.member_id = k.value ->> 1;
+
+-- name: count_members()
+SELECT count(*) AS count FROM members;
+
+-- name: page_team_changes(after_a, after_b, limit)
+SELECT * FROM team_changes WHERE (created_by, change_id) > (:after_a, :after_b) ORDER BY created_by, change_id LIMIT :limit;
+
+-- name: find_team_changes(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN team_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
+
+-- name: count_team_changes()
+SELECT count(*) AS count FROM team_changes;
+
 -- name: list_system_accounts()
 SELECT account_id, asset, balance FROM system_accounts;
 
@@ -227,7 +450,7 @@ SELECT a.account_id, a.revision, coalesce(h.held, 0) AS expected, a.held AS foun
 LEFT JOIN (
     SELECT payer_account_id, sum(reserved - released) AS held FROM reservations WHERE state = 1 GROUP BY payer_account_id
 ) h ON h.payer_account_id = a.account_id
-WHERE a.held <> coalesce(h.held, 0) LIMIT 1;
+WHERE a.asset = 'TOKEN' AND a.held <> coalesce(h.held, 0) LIMIT 1;
 
 -- name: check_lots()
 -- An account that has less than its lots, or another number of them.
@@ -236,7 +459,8 @@ JOIN (
     SELECT account_id, sum(remaining) AS remaining, sum(held) AS held, count(*) AS lots
     FROM lots WHERE remaining > 0 GROUP BY account_id
 ) l ON l.account_id = a.account_id
-WHERE l.remaining > a.balance OR l.held > a.held OR l.lots <> a.lots OR a.balance - l.remaining < a.held - l.held LIMIT 1;
+WHERE a.asset = 'TOKEN'
+    AND (l.remaining > a.balance OR l.held > a.held OR l.lots <> a.lots OR a.balance - l.remaining < a.held - l.held) LIMIT 1;
 
 -- name: check_due()
 -- An account of which something ends before it is due: nobody would notice in time.
@@ -246,4 +470,4 @@ JOIN (
     UNION ALL
     SELECT account_id, min(expire_time_us) FROM lots WHERE remaining > held AND expire_time_us IS NOT NULL GROUP BY account_id
 ) d ON d.account_id = a.account_id
-WHERE a.due_time_us IS NULL OR a.due_time_us > d.ends_us LIMIT 1;
+WHERE a.asset = 'TOKEN' AND (a.due_time_us IS NULL OR a.due_time_us > d.ends_us) LIMIT 1;

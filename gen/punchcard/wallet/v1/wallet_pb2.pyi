@@ -118,6 +118,16 @@ class _TransactionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """The freeze ended."""
     TRANSACTION_KIND_CLOSE: _TransactionKind.ValueType  # 14
     """The account was closed, and what was left taken."""
+    TRANSACTION_KIND_EARN: _TransactionKind.ValueType  # 15
+    """An earning rule gave tokens."""
+    TRANSACTION_KIND_CONVERT: _TransactionKind.ValueType  # 16
+    """Points became tokens."""
+    TRANSACTION_KIND_TEAM: _TransactionKind.ValueType  # 20
+    """The account became a team."""
+    TRANSACTION_KIND_MEMBER: _TransactionKind.ValueType  # 21
+    """Somebody came into the team, or may do something else in it."""
+    TRANSACTION_KIND_UNMEMBER: _TransactionKind.ValueType  # 22
+    """Somebody left the team."""
 
 class TransactionKind(_TransactionKind, metaclass=_TransactionKindEnumTypeWrapper):
     """What a row of the journal records."""
@@ -152,6 +162,16 @@ TRANSACTION_KIND_UNFREEZE: TransactionKind.ValueType  # 13
 """The freeze ended."""
 TRANSACTION_KIND_CLOSE: TransactionKind.ValueType  # 14
 """The account was closed, and what was left taken."""
+TRANSACTION_KIND_EARN: TransactionKind.ValueType  # 15
+"""An earning rule gave tokens."""
+TRANSACTION_KIND_CONVERT: TransactionKind.ValueType  # 16
+"""Points became tokens."""
+TRANSACTION_KIND_TEAM: TransactionKind.ValueType  # 20
+"""The account became a team."""
+TRANSACTION_KIND_MEMBER: TransactionKind.ValueType  # 21
+"""Somebody came into the team, or may do something else in it."""
+TRANSACTION_KIND_UNMEMBER: TransactionKind.ValueType  # 22
+"""Somebody left the team."""
 Global___TransactionKind: _TypeAlias = TransactionKind  # noqa: Y015
 
 class _FaultKind:
@@ -521,6 +541,7 @@ class Transaction(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
     LOT_ID_FIELD_NUMBER: _builtins.int
+    PEER_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The row's place in the journal."""
     kind: Global___TransactionKind.ValueType
@@ -547,6 +568,8 @@ class Transaction(_message.Message):
     """The caller's reference, if any."""
     lot_id: _builtins.int
     """The lot that was made, lapsed or revoked, if any."""
+    peer_account_id: _builtins.str
+    """The other account concerned, if any: the member for whom a team pays, or whom a change of a team is about."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -568,10 +591,11 @@ class Transaction(_message.Message):
         key: _builtins.str = ...,
         reference: _builtins.str = ...,
         lot_id: _builtins.int = ...,
+        peer_account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "balance", b"balance", "balance_change", b"balance_change", "counterparty", b"counterparty", "created_by", b"created_by", "held", b"held", "held_change", b"held_change", "key", b"key", "kind", b"kind", "lot_id", b"lot_id", "reference", b"reference", "reservation_id", b"reservation_id", "revision", b"revision", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "balance", b"balance", "balance_change", b"balance_change", "counterparty", b"counterparty", "created_by", b"created_by", "held", b"held", "held_change", b"held_change", "key", b"key", "kind", b"kind", "lot_id", b"lot_id", "peer_account_id", b"peer_account_id", "reference", b"reference", "reservation_id", b"reservation_id", "revision", b"revision", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -783,7 +807,7 @@ class ReserveRequest(_message.Message):
     account_id: _builtins.str
     """The account that the work is for."""
     payer_account_id: _builtins.str
-    """The account that pays, when it is another one."""
+    """The account that pays, when it is another one. A team pays for its members alone, within their limits."""
     reservation_id: _builtins.str
     """The key, chosen by the caller."""
     amount: _builtins.int
@@ -1482,22 +1506,48 @@ class ListTransactionsRequest(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    COUNTERPARTY_FIELD_NUMBER: _builtins.int
+    ASSET_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """The account whose history to read."""
     page_size: _builtins.int
     """How many rows at most; 0 means 100, more than 1,000 is lowered to 1,000."""
     page_token: _builtins.str
-    """Where to go on: the next_page_token of the page before, or empty."""
+    """Where to go on: the next_page_token of the page before, or empty. It names a place, so that the filters may change."""
+    counterparty: _builtins.str
+    """Only what came from or went to this one, such as @issue or @revenue; empty means everybody."""
+    asset: _builtins.str
+    """What is counted: TOKEN or POINT, each with a history of its own; empty means TOKEN."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___TransactionKind.ValueType]:
+        """Only rows of these kinds; empty means all. At most 50."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only what was at or after this instant; absent means from the beginning."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only what was before this instant; absent means up to now."""
+
     def __init__(
         self,
         *,
         account_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        kinds: _abc.Iterable[Global___TransactionKind.ValueType] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        counterparty: _builtins.str = ...,
+        asset: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "asset", b"asset", "counterparty", b"counterparty", "end_time", b"end_time", "kinds", b"kinds", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1530,6 +1580,146 @@ class ListTransactionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTransactionsResponse: _TypeAlias = ListTransactionsResponse  # noqa: Y015
+
+@_typing.final
+class ListDaySummariesRequest(_message.Message):
+    """Asks what an account's days came to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ASSET_FIELD_NUMBER: _builtins.int
+    FIRST_DAY_FIELD_NUMBER: _builtins.int
+    LAST_DAY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account."""
+    asset: _builtins.str
+    """What is counted: TOKEN or POINT; empty means TOKEN."""
+    first_day: _builtins.str
+    """The first day, as YYYY-MM-DD; empty means from the beginning."""
+    last_day: _builtins.str
+    """The last day, as YYYY-MM-DD; empty means up to now."""
+    page_size: _builtins.int
+    """How many days at most; 0 means 31, more than 400 is lowered to 400."""
+    page_token: _builtins.str
+    """Where to go on: the next_page_token of the page before, or empty."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        asset: _builtins.str = ...,
+        first_day: _builtins.str = ...,
+        last_day: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "asset", b"asset", "first_day", b"first_day", "last_day", b"last_day", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDaySummariesRequest: _TypeAlias = ListDaySummariesRequest  # noqa: Y015
+
+@_typing.final
+class ListDaySummariesResponse(_message.Message):
+    """A page of days, newest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAYS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Ask with this for the next page; empty when there is none."""
+    @_builtins.property
+    def days(self) -> _containers.RepeatedCompositeFieldContainer[Global___DaySummary]:
+        """The days."""
+
+    def __init__(
+        self,
+        *,
+        days: _abc.Iterable[Global___DaySummary] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["days", b"days", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDaySummariesResponse: _TypeAlias = ListDaySummariesResponse  # noqa: Y015
+
+@_typing.final
+class DaySummary(_message.Message):
+    """What a day came to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAY_FIELD_NUMBER: _builtins.int
+    BALANCE_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    day: _builtins.str
+    """The day, as YYYY-MM-DD."""
+    balance: _builtins.int
+    """The balance after its last row."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___DayPart]:
+        """What changed the balance, by kind and rule; empty when nothing did, as where tokens were only held."""
+
+    def __init__(
+        self,
+        *,
+        day: _builtins.str = ...,
+        balance: _builtins.int = ...,
+        parts: _abc.Iterable[Global___DayPart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "day", b"day", "parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DaySummary: _TypeAlias = DaySummary  # noqa: Y015
+
+@_typing.final
+class DayPart(_message.Message):
+    """What changed a balance in a day, of one kind and rule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    AMOUNT_IN_FIELD_NUMBER: _builtins.int
+    AMOUNT_OUT_FIELD_NUMBER: _builtins.int
+    TRANSACTIONS_FIELD_NUMBER: _builtins.int
+    kind: Global___TransactionKind.ValueType
+    """What it was."""
+    rule: _builtins.str
+    """By which rule, where one gave it: `welcome`, `daily`, `activity:<name>`, `achievement:<name>`. Empty otherwise."""
+    amount_in: _builtins.int
+    """How much came."""
+    amount_out: _builtins.int
+    """How much went."""
+    transactions: _builtins.int
+    """How many rows of the history this is."""
+    def __init__(
+        self,
+        *,
+        kind: Global___TransactionKind.ValueType = ...,
+        rule: _builtins.str = ...,
+        amount_in: _builtins.int = ...,
+        amount_out: _builtins.int = ...,
+        transactions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_in", b"amount_in", "amount_out", b"amount_out", "kind", b"kind", "rule", b"rule", "transactions", b"transactions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DayPart: _TypeAlias = DayPart  # noqa: Y015
 
 @_typing.final
 class ListReservationsRequest(_message.Message):

@@ -114,6 +114,11 @@ class WalletServiceStub:
                 request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListTransactionsRequest.SerializeToString,
                 response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListTransactionsResponse.FromString,
                 _registered_method=True)
+        self.ListDaySummaries = channel.unary_unary(
+                '/punchcard.wallet.v1.WalletService/ListDaySummaries',
+                request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListDaySummariesRequest.SerializeToString,
+                response_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListDaySummariesResponse.FromString,
+                _registered_method=True)
         self.GetBalanceAt = channel.unary_unary(
                 '/punchcard.wallet.v1.WalletService/GetBalanceAt',
                 request_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.GetBalanceAtRequest.SerializeToString,
@@ -202,7 +207,7 @@ class WalletServiceServicer:
 
         Scope: wallet.reserve. A caller with the scope account.open opens the account implicitly when the call succeeds.
         Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), ACCOUNT_CLOSED, ACCOUNT_FROZEN,
-        INSUFFICIENT_FUNDS.
+        INSUFFICIENT_FUNDS; and when a team pays: NOT_A_MEMBER, LIMIT_REACHED.
         Retry: safe, (caller, reservation_id) is the key.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "reservation_id": "job-1", "amount": 5, "hold_duration": "600s"}' localhost:50051 punchcard.wallet.v1.WalletService/Reserve
@@ -228,7 +233,7 @@ class WalletServiceServicer:
 
         Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH (committed before with another request),
         RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION; and of a late one, which takes
-        what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, INSUFFICIENT_FUNDS.
+        what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, LIMIT_REACHED (of a team's member), INSUFFICIENT_FUNDS.
         Retry: safe, the reservation is the key.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "amount": 3}' localhost:50051 punchcard.wallet.v1.WalletService/Commit
@@ -324,12 +329,28 @@ class WalletServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTransactions(self, request, context):
-        """Pages through an account's journal, newest first.
+        """Pages through an account's journal, newest first: all of it, or what is of some kinds, of a period, with somebody.
 
         Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
-        Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+        Limits: page_size up to 1,000 (more is lowered), 0 means 100. A page looks at 10,000 rows at most: when few of them are
+        asked for, it is short or empty and still has a next_page_token. Only an empty next_page_token says that this is all.
 
-        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "kinds": ["TRANSACTION_KIND_GRANT", "TRANSACTION_KIND_COMMIT"], "start_time": "2026-01-01T00:00:00Z", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDaySummaries(self, request, context):
+        """Says what an account's days came to, newest first: how much of its tokens or points came and went, by kind and rule, and
+        what it had at the end of each day. Days are those of the operator's calendar (WALLET_ECONOMY_ZONE); without a row of the
+        journal there is no day. It is summed up from the journal when asked, so that it always agrees with ListTransactions.
+
+        Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
+        Limits: page_size up to 400 days (more is lowered), 0 means 31. A page sums up 20,000 rows at most: a day with more comes
+        in parts, on pages that follow each other, to be added up.
+
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "first_day": "2026-01-01"}' localhost:50051 punchcard.wallet.v1.WalletService/ListDaySummaries
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -484,6 +505,11 @@ def add_WalletServiceServicer_to_server(servicer, server):
                     servicer.ListTransactions,
                     request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListTransactionsRequest.FromString,
                     response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListTransactionsResponse.SerializeToString,
+            ),
+            'ListDaySummaries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDaySummaries,
+                    request_deserializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListDaySummariesRequest.FromString,
+                    response_serializer=punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListDaySummariesResponse.SerializeToString,
             ),
             'GetBalanceAt': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBalanceAt,
@@ -904,6 +930,33 @@ class WalletService:
             '/punchcard.wallet.v1.WalletService/ListTransactions',
             punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListTransactionsRequest.SerializeToString,
             punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListTransactionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDaySummaries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punchcard.wallet.v1.WalletService/ListDaySummaries',
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListDaySummariesRequest.SerializeToString,
+            punchcard_dot_wallet_dot_v1_dot_wallet__pb2.ListDaySummariesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -74,7 +74,7 @@ class WalletServiceStub:
 
     Scope: wallet.reserve. A caller with the scope account.open opens the account implicitly when the call succeeds.
     Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), ACCOUNT_CLOSED, ACCOUNT_FROZEN,
-    INSUFFICIENT_FUNDS.
+    INSUFFICIENT_FUNDS; and when a team pays: NOT_A_MEMBER, LIMIT_REACHED.
     Retry: safe, (caller, reservation_id) is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "reservation_id": "job-1", "amount": 5, "hold_duration": "600s"}' localhost:50051 punchcard.wallet.v1.WalletService/Reserve
@@ -92,7 +92,7 @@ class WalletServiceStub:
 
     Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH (committed before with another request),
     RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION; and of a late one, which takes
-    what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, INSUFFICIENT_FUNDS.
+    what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, LIMIT_REACHED (of a team's member), INSUFFICIENT_FUNDS.
     Retry: safe, the reservation is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "amount": 3}' localhost:50051 punchcard.wallet.v1.WalletService/Commit
@@ -156,12 +156,24 @@ class WalletServiceStub:
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListReservations
     """
     ListTransactions: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.ListTransactionsRequest, _wallet_pb2.ListTransactionsResponse]
-    """Pages through an account's journal, newest first.
+    """Pages through an account's journal, newest first: all of it, or what is of some kinds, of a period, with somebody.
 
     Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
-    Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+    Limits: page_size up to 1,000 (more is lowered), 0 means 100. A page looks at 10,000 rows at most: when few of them are
+    asked for, it is short or empty and still has a next_page_token. Only an empty next_page_token says that this is all.
 
-      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "kinds": ["TRANSACTION_KIND_GRANT", "TRANSACTION_KIND_COMMIT"], "start_time": "2026-01-01T00:00:00Z", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+    """
+    ListDaySummaries: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.ListDaySummariesRequest, _wallet_pb2.ListDaySummariesResponse]
+    """Says what an account's days came to, newest first: how much of its tokens or points came and went, by kind and rule, and
+    what it had at the end of each day. Days are those of the operator's calendar (WALLET_ECONOMY_ZONE); without a row of the
+    journal there is no day. It is summed up from the journal when asked, so that it always agrees with ListTransactions.
+
+    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
+    Limits: page_size up to 400 days (more is lowered), 0 means 31. A page sums up 20,000 rows at most: a day with more comes
+    in parts, on pages that follow each other, to be added up.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "first_day": "2026-01-01"}' localhost:50051 punchcard.wallet.v1.WalletService/ListDaySummaries
     """
     GetBalanceAt: _grpc.UnaryUnaryMultiCallable[_wallet_pb2.GetBalanceAtRequest, _wallet_pb2.GetBalanceAtResponse]
     """Reads what an account had at an instant of the past, as its journal tells it.
@@ -263,7 +275,7 @@ class WalletServiceAsyncStub(WalletServiceStub):
 
     Scope: wallet.reserve. A caller with the scope account.open opens the account implicitly when the call succeeds.
     Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), ACCOUNT_CLOSED, ACCOUNT_FROZEN,
-    INSUFFICIENT_FUNDS.
+    INSUFFICIENT_FUNDS; and when a team pays: NOT_A_MEMBER, LIMIT_REACHED.
     Retry: safe, (caller, reservation_id) is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "reservation_id": "job-1", "amount": 5, "hold_duration": "600s"}' localhost:50051 punchcard.wallet.v1.WalletService/Reserve
@@ -281,7 +293,7 @@ class WalletServiceAsyncStub(WalletServiceStub):
 
     Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH (committed before with another request),
     RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION; and of a late one, which takes
-    what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, INSUFFICIENT_FUNDS.
+    what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, LIMIT_REACHED (of a team's member), INSUFFICIENT_FUNDS.
     Retry: safe, the reservation is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "amount": 3}' localhost:50051 punchcard.wallet.v1.WalletService/Commit
@@ -345,12 +357,24 @@ class WalletServiceAsyncStub(WalletServiceStub):
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListReservations
     """
     ListTransactions: _aio.UnaryUnaryMultiCallable[_wallet_pb2.ListTransactionsRequest, _wallet_pb2.ListTransactionsResponse]  # type: ignore[assignment]
-    """Pages through an account's journal, newest first.
+    """Pages through an account's journal, newest first: all of it, or what is of some kinds, of a period, with somebody.
 
     Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
-    Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+    Limits: page_size up to 1,000 (more is lowered), 0 means 100. A page looks at 10,000 rows at most: when few of them are
+    asked for, it is short or empty and still has a next_page_token. Only an empty next_page_token says that this is all.
 
-      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "kinds": ["TRANSACTION_KIND_GRANT", "TRANSACTION_KIND_COMMIT"], "start_time": "2026-01-01T00:00:00Z", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+    """
+    ListDaySummaries: _aio.UnaryUnaryMultiCallable[_wallet_pb2.ListDaySummariesRequest, _wallet_pb2.ListDaySummariesResponse]  # type: ignore[assignment]
+    """Says what an account's days came to, newest first: how much of its tokens or points came and went, by kind and rule, and
+    what it had at the end of each day. Days are those of the operator's calendar (WALLET_ECONOMY_ZONE); without a row of the
+    journal there is no day. It is summed up from the journal when asked, so that it always agrees with ListTransactions.
+
+    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
+    Limits: page_size up to 400 days (more is lowered), 0 means 31. A page sums up 20,000 rows at most: a day with more comes
+    in parts, on pages that follow each other, to be added up.
+
+      grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "first_day": "2026-01-01"}' localhost:50051 punchcard.wallet.v1.WalletService/ListDaySummaries
     """
     GetBalanceAt: _aio.UnaryUnaryMultiCallable[_wallet_pb2.GetBalanceAtRequest, _wallet_pb2.GetBalanceAtResponse]  # type: ignore[assignment]
     """Reads what an account had at an instant of the past, as its journal tells it.
@@ -473,7 +497,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Scope: wallet.reserve. A caller with the scope account.open opens the account implicitly when the call succeeds.
         Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), ACCOUNT_CLOSED, ACCOUNT_FROZEN,
-        INSUFFICIENT_FUNDS.
+        INSUFFICIENT_FUNDS; and when a team pays: NOT_A_MEMBER, LIMIT_REACHED.
         Retry: safe, (caller, reservation_id) is the key.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "reservation_id": "job-1", "amount": 5, "hold_duration": "600s"}' localhost:50051 punchcard.wallet.v1.WalletService/Reserve
@@ -503,7 +527,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH (committed before with another request),
         RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION; and of a late one, which takes
-        what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, INSUFFICIENT_FUNDS.
+        what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, LIMIT_REACHED (of a team's member), INSUFFICIENT_FUNDS.
         Retry: safe, the reservation is the key.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "amount": 3}' localhost:50051 punchcard.wallet.v1.WalletService/Commit
@@ -615,12 +639,30 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_pb2.ListTransactionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_pb2.ListTransactionsResponse, _abc.Awaitable[_wallet_pb2.ListTransactionsResponse]]:
-        """Pages through an account's journal, newest first.
+        """Pages through an account's journal, newest first: all of it, or what is of some kinds, of a period, with somebody.
 
         Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
-        Limits: page_size up to 1,000 (more is lowered), 0 means 100.
+        Limits: page_size up to 1,000 (more is lowered), 0 means 100. A page looks at 10,000 rows at most: when few of them are
+        asked for, it is short or empty and still has a next_page_token. Only an empty next_page_token says that this is all.
 
-          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "kinds": ["TRANSACTION_KIND_GRANT", "TRANSACTION_KIND_COMMIT"], "start_time": "2026-01-01T00:00:00Z", "page_size": 10}' localhost:50051 punchcard.wallet.v1.WalletService/ListTransactions
+        """
+
+    @_abc_1.abstractmethod
+    def ListDaySummaries(
+        self,
+        request: _wallet_pb2.ListDaySummariesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_pb2.ListDaySummariesResponse, _abc.Awaitable[_wallet_pb2.ListDaySummariesResponse]]:
+        """Says what an account's days came to, newest first: how much of its tokens or points came and went, by kind and rule, and
+        what it had at the end of each day. Days are those of the operator's calendar (WALLET_ECONOMY_ZONE); without a row of the
+        journal there is no day. It is summed up from the journal when asked, so that it always agrees with ListTransactions.
+
+        Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another account). Retry: safe, a read.
+        Limits: page_size up to 400 days (more is lowered), 0 means 31. A page sums up 20,000 rows at most: a day with more comes
+        in parts, on pages that follow each other, to be added up.
+
+          grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "first_day": "2026-01-01"}' localhost:50051 punchcard.wallet.v1.WalletService/ListDaySummaries
         """
 
     @_abc_1.abstractmethod
