@@ -124,7 +124,8 @@ class Parts:
         settings = self.settings
         limits = PollerLimits(_us(settings.poll_seconds), settings.patience(), settings.job_limits())
         folder = settings.work_folder
-        return Poller(self.batches, self.objects, self.provider, folder, limits, new_id, self.settle.wake)
+        wake = self.settle.wake
+        return Poller(self.batches, self.objects, self.provider, folder, limits, new_id, wake, self.purchases)
 
     def _provider_is_back(self) -> None:
         """Asks about the running batches soon, and not only when their time comes."""
@@ -174,6 +175,7 @@ class Parts:
         paid = WalletReconciler(self.store, self.books, self.wallet, self.purchases, interval_us)
         seconds = min(SWEEP_SECONDS, self.settings.reconcile_seconds)
         return [
+            Loop("purchases", self.purchases.look, SWEEP_SECONDS),
             self._leased("reconciler", ours.step, seconds),
             self._leased("wallet_reconciler", paid.step, seconds),
         ]

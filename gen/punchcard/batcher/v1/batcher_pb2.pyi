@@ -286,7 +286,9 @@ class Job(_message.Message):
     cancel_requested: _builtins.bool
     """Whether a cancel was asked for."""
     waiting_for: _builtins.str
-    """Why an unfinished job is not further, as a sentence: "next cycle at 12:05:00Z"."""
+    """Why an unfinished job is not further, as a sentence: "next cycle at 12:05:00Z"; "held for an operator: ..." where a
+    person has to decide first.
+    """
     revision: _builtins.int
     """The journal revision that last touched it."""
     asked_lane: Global___Lane.ValueType
