@@ -704,7 +704,9 @@ class SubmitJobRequest(_message.Message):
     job_id: _builtins.str
     """The key, chosen by the caller."""
     payer_account_id: _builtins.str
-    """Whose tokens pay, when it is another account."""
+    """Whose tokens pay, when it is another account; the caller must be allowed to act for it too. A team pays for its members
+    alone, within their limits (otherwise WALLET_REFUSED).
+    """
     prompt: _builtins.str
     """The question, 1 byte to 32 KiB of UTF-8."""
     lane: Global___Lane.ValueType
