@@ -15,6 +15,7 @@ BEGIN_US: Final = round(datetime(2026, 2, 26, 22, 30, tzinfo=UTC).timestamp()) *
 """Shortly before a midnight, so that days change early in a story."""
 HOUR_US: Final = 3600 * 1_000_000
 SHRINKS_MAX: Final = 2_000
+KINDS: Final = ("claim", "claim", "activity", "award", "convert", "reserve", "commit", "release", "refund", "give")
 ZoneOf = Callable[[Move, tzinfo], tzinfo]
 
 
@@ -84,9 +85,9 @@ def story(rules: Rules, rng: random.Random) -> list[Move]:
     made: list[str] = []
     for number in range(MOVES):
         user, key = rng.choice(users), f"k{number}"
-        kind = rng.choice(("claim", "claim", "activity", "award", "convert", "reserve", "commit", "release", "refund"))
+        kind = rng.choice(KINDS)
         what, amount = _what(kind, rules, rng, made), 0
-        if kind in ("reserve", "convert"):
+        if kind in ("reserve", "convert", "give"):
             amount = rng.randint(1, 6)
         if kind == "refund":
             amount = rng.choice((0, 1, 3))
@@ -102,6 +103,8 @@ def _what(kind: str, rules: Rules, rng: random.Random, made: Sequence[str]) -> s
     earning = rules.first_version
     if kind == "activity":
         return rng.choice(sorted(earning.activities))
+    if kind == "give":
+        return f"user-{rng.randrange(USERS)}"
     if kind == "award":
         return rng.choice(sorted(earning.achievements))
     return rng.choice(made[-8:]) if made and kind in ("commit", "release", "refund") else "none"
