@@ -11,11 +11,11 @@ PROTOS := $(sort $(wildcard proto/punchcard/*/v1/*.proto))
 # The protoc plugins of mypy-protobuf are looked up on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# What `make demo` shows to the model (a list of files), and further words for soak, demo, up, down, token and bench.
+# What `make demo` shows to the model (a list of files), and further words for soak, demo, up, down, token, prove and bench.
 IMAGES ?=
 ARGS ?=
 
-.PHONY: help setup generate env-example lint format test test-all soak lock demo up down token bench clean
+.PHONY: help setup generate env-example lint format test test-all soak lock demo up down token prove bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ down: setup ## Stop what `make up` started
 
 token: setup ## Print a bearer token for grpcurl (ARGS='alice')
 	python -m sandbox.token $(ARGS)
+
+prove: setup ## Search the earning rules for tokens from nothing (ARGS=year: show a year of them)
+	python -m sandbox.prover $(or $(ARGS),search)
 
 bench: setup ## Run the benchmarks and print one JSON line each (ARGS='chassis_echo')
 	python -m benchmarks $(ARGS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import sqlite3
 import subprocess
@@ -104,7 +103,8 @@ async def _life(lines: int, images: Sequence[bytes], bytes_max: int) -> Life:
         batches = _number(bench.batcher_database, "SELECT count(*) FROM batches WHERE state = 'CLOSED'")
         answered = _number(bench.batcher_database, "SELECT count(*) FROM jobs WHERE state = 'SUCCEEDED'")
         assert (batches, answered) == (1, lines), f"{batches} batches brought {answered} answers"
-        file_bytes = _input_bytes(bench.batcher_database.parent / "openai_twin" / "files")
+        # The file itself is deleted at the provider when its batch has ended.
+        file_bytes = _number(bench.batcher_database, "SELECT sum(line_bytes) FROM jobs")
     return Life(lines, file_bytes, seconds, idle_bytes, peak_bytes)
 
 
@@ -142,9 +142,3 @@ def _number(database: Path, query: str) -> int:
     with contextlib.closing(sqlite3.connect(database)) as connection:
         (number,) = connection.execute(query).fetchone()
     return int(number)
-
-
-def _input_bytes(folder: Path) -> int:
-    """How large the file is that the provider was sent."""
-    records = (json.loads(path.read_text()) for path in folder.glob("*.json"))
-    return max(int(record["bytes"]) for record in records if record["purpose"] == "batch")

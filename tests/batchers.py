@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from PIL import Image
 
-from punchcard.batcher.v1 import batcher_pb2, batcher_pb2_grpc
+from punchcard.batcher.v1 import batcher_pb2, batcher_pb2_grpc, pricing_pb2_grpc
 from sandbox.openai_twin.batch_worker import Pace
 from sandbox.openai_twin.http_api import Twin
 from services.batcher.__main__ import MIGRATIONS, running
@@ -33,7 +33,7 @@ from tests.wallets import EVERY_SCOPE, WalletClient, wallet_at
 
 ROOT = Path(__file__).parents[1]
 KEY = "sk-twin"
-SCOPES = "image.upload job.submit job.read job.cancel job.admin act_for:*"
+SCOPES = "image.upload job.submit job.read job.cancel job.admin price.admin act_for:*"
 FINAL = {
     batcher_pb2.JOB_STATE_SUCCEEDED,
     batcher_pb2.JOB_STATE_FAILED,
@@ -81,6 +81,7 @@ class BatcherClient:
     def __init__(self, channel: grpc.aio.Channel, address: str) -> None:
         self.address = address
         self.stub: Any = batcher_pb2_grpc.BatcherServiceStub(channel)
+        self.pricing: Any = pricing_pb2_grpc.PricingServiceStub(channel)
         self.metadata = bearer("tester", SCOPES, audience="punchcard.batcher")
 
     async def call(self, method: str, request: Any, metadata: Any = None) -> Any:

@@ -60,7 +60,8 @@ _AT_REQUESTS: Final = (
     Kind("bad_gateway", HTTP_OPERATIONS, "502 with an HTML page, nothing is done", (30,)),
     Kind("unavailable", HTTP_OPERATIONS, "503 with Retry-After, nothing is done", (), {"retry_after_seconds": 1}),
     Kind("key_rejected", HTTP_OPERATIONS, "401 invalid_api_key, or another `status`", (), {"status": 401}, storm=False),
-    Kind("payload_too_large", ("files.create",), "413 though the file is within the limit", (15,), storm=False),
+    Kind("payload_too_large", ("files.create",), "413 for more than `bytes_max` bytes, though the file is within the "
+         "limit", (15,), {"bytes_max": 0}, storm=False),
     Kind("file_too_large", ("files.create",), "400 File is too large", (15, 16), storm=False),
     Kind("file_not_found_yet", ("batches.create", *_FILES), "404, as if an upload had not arrived yet", (14,)),
     Kind("other_key", _OWNED, "404 for what there is, and an empty page for a list, as if of another key", (29,),

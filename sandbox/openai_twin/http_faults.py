@@ -206,6 +206,14 @@ async def _creates_per_hour(
     return await _refuse(faults, request, handler, strike)
 
 
+async def _payload_too_large(
+    faults: HttpFaults, request: web.Request, handler: Handler, strike: Strike
+) -> web.StreamResponse | None:
+    if request.content_length is not None and request.content_length <= strike.parameters["bytes_max"]:
+        return None
+    return await _refuse(faults, request, handler, strike)
+
+
 async def _changed_batch(
     faults: HttpFaults, request: web.Request, handler: Handler, strike: Strike
 ) -> web.StreamResponse | None:
@@ -338,6 +346,7 @@ _PLAYERS: Final[dict[str, Player]] = {
     "other_key": _empty_page,
     "batch_listed_late": _batch_listed_late,
     "creates_per_hour": _creates_per_hour,
+    "payload_too_large": _payload_too_large,
     "counts_wrong": _changed_batch,
     "stale_status": _changed_batch,
     "cancel_ignored": _cancel_ignored,

@@ -8,16 +8,19 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from punchcard.batcher.v1 import batcher_pb2_grpc
+from punchcard.batcher.v1 import batcher_pb2_grpc, pricing_pb2_grpc
+from services.batcher import grpc_pricing
 from services.batcher.admitter import Admitter, Listeners
 from services.batcher.amender import Amender
 from services.batcher.command_line import give_up_command
-from services.batcher.grpc_api import ERRORS, SCOPES, SERVICE, BatcherApi, Shield
+from services.batcher.errors import PriceListMismatch
+from services.batcher.grpc_api import ERRORS, SCOPES, SERVICE, BatcherApi
+from services.batcher.grpc_messages import Shield
 from services.batcher.grpc_submissions import Defaults, Submissions
 from services.batcher.grpc_uploads import Uploads
 from services.batcher.grpc_watch import Watches
@@ -28,6 +31,7 @@ from services.batcher.object_store import ObjectStore
 from services.batcher.object_urls import ImageUrls
 from services.batcher.openai_api import OpenAIApi
 from services.batcher.poller import Poller, PollerLimits
+from services.batcher.pricing import base_of
 from services.batcher.provider_circuit import ProviderCircuit
 from services.batcher.purchases import Purchases
 from services.batcher.reconciler import Reconciler
@@ -36,11 +40,12 @@ from services.batcher.settings import BatcherSettings
 from services.batcher.settler import Settler
 from services.batcher.store import NewJob, Store, Submitted
 from services.batcher.store_batches import BatchStore
+from services.batcher.store_prices import PriceBook, PriceStore
 from services.batcher.store_reconciliation import ReconciliationStore
 from services.batcher.submitter import Submitter, SubmitterLimits
 from services.batcher.wallet_client import WalletClient
 from services.batcher.wallet_reconciler import WalletReconciler
-from services.batcher.webhook import Webhooks
+from services.batcher.webhook import Hasten, Webhooks
 from services.chassis import command, journal
 from services.chassis.database import Database, SqliteMemory, connect
 from services.chassis.group_commit import GroupCommitter
@@ -73,7 +78,9 @@ class Parts:
         self.epoch = head.epoch
         self.tailer = Tailer(reader(database), head.revision)
         self.tail = Loop("tailer", self.tailer.step, QUICK_SECONDS)
-        self.store = Store(database, self.tail.wake, inline)
+        self.book = PriceBook()
+        self.prices = PriceStore(database, settings.notice_us())
+        self.store = Store(database, self.tail.wake, inline, self.book)
         self.batches = BatchStore(database, self.tail.wake, settings.token_limits())
         self.wallet = WalletClient(
             settings.wallet_address,
@@ -95,8 +102,9 @@ class Parts:
         self.books = ReconciliationStore(database, self.tail.wake)
         self.purchases = Purchases(self.books, self.provider.provider_identity())
         self.submitter = self._submitter()
-        poller = self._poller()
-        self.poll = self._leased("poller", lambda lease: poller.step(lease, now_us()), settings.poll_seconds)
+        self.poller = self._poller()
+        tick_seconds = min(QUICK_SECONDS, settings.poll_seconds / 2)
+        self.poll = self._leased("poller", lambda lease: self.poller.step(lease, now_us()), tick_seconds)
         self.uploads = Uploads(self.store, self.objects, settings.image_limits(), settings.upload_concurrency)
 
     def _wallet_is_owed(self) -> None:
@@ -113,12 +121,18 @@ class Parts:
 
     def _poller(self) -> Poller:
         settings = self.settings
-        limits = PollerLimits(settings.patience(), settings.job_limits())
+        limits = PollerLimits(_us(settings.poll_seconds), settings.patience(), settings.job_limits())
         folder = settings.work_folder
         return Poller(self.batches, self.objects, self.provider, folder, limits, new_id, self.settle.wake)
 
     def _provider_is_back(self) -> None:
         """Asks about the running batches soon, and not only when their time comes."""
+        self.poller.hasten()
+        self.poll.wake()
+
+    async def hasten(self, provider_batch_ids: Collection[str]) -> None:
+        """The provider has told of these batches: whichever replica polls asks about them."""
+        await self.batches.hasten(provider_batch_ids)
         self.poll.wake()
 
     def loops(self) -> list[Loop]:
@@ -179,10 +193,31 @@ class Parts:
             self.uploads,
             watches,
             shield,
-            self.submitter.next_cycle_us,
-            self.purchases.obstacle,
+            self.submitter.outlook,
             self.settle.wake,
         )
+
+    def pricing_api(self, shield: Shield) -> grpc_pricing.PricingApi:
+        """The edge of the prices."""
+        settings = self.settings
+        models = settings.model_names()
+        return grpc_pricing.PricingApi(
+            self.database, self.book, self.prices, shield, settings.model_default, models, settings.notice_us()
+        )
+
+    async def seed_prices(self) -> None:
+        """Puts the configured price lists that are not known yet. Raises RefusesToStart."""
+        try:
+            await self.prices.seed(self.settings.prices())
+        except PriceListMismatch as refusal:
+            raise RefusesToStart(
+                f"{refusal} It is {refusal.metadata['stored']} in the database, {refusal.metadata['received']} in the"
+                " configuration: give the configured list another version, or change prices by PutPriceList."
+            ) from None
+        async with self.database.reading() as tx:
+            lists, time_us = await self.book.seen(tx)
+        if base_of(lists, time_us) is None:
+            raise RefusesToStart("no price list is in force yet: one of the configured ones must be")
 
     async def start(self) -> None:
         """Starts what gathers and works beside the loops."""
@@ -279,13 +314,12 @@ def _defaults(settings: BatcherSettings) -> Defaults:
         max_output_tokens=settings.max_output_tokens_default,
         deadline_us=_us(settings.deadline_default_hours * 3600),
         hold_durations_us={Lane.BATCH: WINDOW_HOURS * HOUR_US + margin_us, Lane.INSTANT: margin_us},
-        prices=settings.prices(),
         admission_wait_seconds=settings.admission_wait_seconds,
     )
 
 
 @asynccontextmanager
-async def webhooks(settings: BatcherSettings, hasten: Callable[[], None]) -> AsyncIterator[None]:
+async def webhooks(settings: BatcherSettings, hasten: Hasten) -> AsyncIterator[None]:
     """Takes the provider's webhooks meanwhile, where that is configured. Raises RefusesToStart and OSError."""
     if settings.webhook_address == "off":
         yield
@@ -322,17 +356,23 @@ async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
     async with AsyncExitStack() as stack:
         parts = Parts(settings, *await stack.enter_async_context(opened(settings)))
         stack.push_async_callback(parts.close)
+        await parts.seed_prices()
         await parts.objects.ensure_bucket()
         await parts.start()
         runner = Runner(parts.loops())
         stack.push_async_callback(runner.stop)
+
+        def add_servicers(registrar: Any) -> None:
+            batcher_pb2_grpc.add_BatcherServiceServicer_to_server(api, registrar)
+            pricing_pb2_grpc.add_PricingServiceServicer_to_server(parts.pricing_api(server.shielded), registrar)
+
         server = Server(
             settings,
             ERRORS,
-            SCOPES,
+            {**SCOPES, **grpc_pricing.SCOPES},
             settings.verifier(),
-            lambda registrar: batcher_pb2_grpc.add_BatcherServiceServicer_to_server(api, registrar),
-            [SERVICE],
+            add_servicers,
+            [SERVICE, grpc_pricing.SERVICE],
         )
         streams = WatchStreams(parts.epoch, server.draining)
         api = parts.api(server.shielded, Watches(parts.store, parts.tailer, streams))
@@ -340,7 +380,7 @@ async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
         stack.callback(ending.cancel)
         stack.push_async_callback(server.drain)
         await server.start()
-        await stack.enter_async_context(webhooks(settings, parts.poll.wake))
+        await stack.enter_async_context(webhooks(settings, parts.hasten))
         runner.start()
         yield server
 

@@ -73,6 +73,81 @@ class IdempotencyMismatch(BatcherError):
         )
 
 
+class PriceListMismatch(IdempotencyMismatch):
+    """The version was used before for another price list; the first field that differs is named."""
+
+    def __init__(self, version: str, field: str, stored: object, received: object) -> None:
+        BatcherError.__init__(
+            self,
+            f"The price list {version!r} was put before with another {field}.",
+            field=field,
+            stored=str(stored)[:TEXT_CHARS_MAX],
+            received=str(received)[:TEXT_CHARS_MAX],
+        )
+
+
+class PriceListNotFound(BatcherError):
+    """No such price list."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__(f"There is no price list {version!r}.", version=version)
+
+
+class PriceListInForce(BatcherError):
+    """The price list is in force, or was: jobs may have been priced by it, so that it can't be withdrawn."""
+
+    def __init__(self, version: str, effective_time: str) -> None:
+        super().__init__(
+            f"The price list {version!r} is in force since {effective_time}: put another one instead.",
+            version=version,
+            effective_time=effective_time,
+        )
+
+
+class PriceListWithdrawn(BatcherError):
+    """The price list was withdrawn, so that it reaches nobody."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__(f"The price list {version!r} was withdrawn: put another one instead.", version=version)
+
+
+class RolloutShrinks(BatcherError):
+    """A roll-out only grows: who has seen a price keeps it until there is another list."""
+
+    def __init__(self, version: str, percent: int, current_percent: int) -> None:
+        super().__init__(
+            f"The price list {version!r} is rolled out to {current_percent} percent: {percent} would be fewer.",
+            version=version,
+            percent=percent,
+            current_percent=current_percent,
+        )
+
+
+class TooManyPriceLists(BatcherError):
+    """So many price lists are in force or to come that another one would be one too many."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"There are {limit} price lists in force or to come: roll one out to 100 percent, or withdraw one.",
+            limit=limit,
+        )
+
+
+class PriceChanged(BatcherError):
+    """The job would cost more than its max_price, or be priced by another list than its price_version."""
+
+    def __init__(self, price: int, version: str, max_price: int | None, expected_version: str) -> None:
+        asked: dict[str, object] = {} if max_price is None else {"max_price": max_price}
+        if expected_version:
+            asked["expected_version"] = expected_version
+        super().__init__(
+            f"The job costs {price} by the price list {version!r}: get a quote and submit again. Nothing was reserved.",
+            price=price,
+            price_version=version,
+            **asked,
+        )
+
+
 class InsufficientFunds(BatcherError):
     """The wallet refused the tokens. metadata: account_id, requested, available, held (as the wallet gave them)."""
 
@@ -109,3 +184,7 @@ class JobEnded(BatcherError):
 
     def __init__(self, job_id: str, state: str) -> None:
         super().__init__(f"The job {job_id!r} has ended: it is {state}.", job_id=job_id, state=state)
+
+
+class NoPriceInForce(Exception):
+    """No price list is in force. The service does not start without one, so that this is a mistake of ours."""

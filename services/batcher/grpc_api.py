@@ -3,19 +3,20 @@
 import base64
 import binascii
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final
 
 import grpc
 
 from punchcard.batcher.v1 import batcher_pb2, batcher_pb2_grpc
 from services.batcher import errors, grpc_messages
 from services.batcher.grpc_dead_jobs import list_dead_jobs
+from services.batcher.grpc_messages import Shield
 from services.batcher.grpc_submissions import Submissions
 from services.batcher.grpc_uploads import Received, Uploads, read_out
 from services.batcher.grpc_watch import Watches
-from services.batcher.job import Job, Lane
-from services.batcher.progress import is_unbought, waiting_for
+from services.batcher.job import Job, Lane, is_final
+from services.batcher.progress import Outlook, waiting_for
 from services.batcher.store import Store
 from services.batcher.store_batches import BatchStore
 from services.batcher.store_rows import JobView
@@ -58,6 +59,12 @@ ERRORS: Final = ErrorTable(
         errors.ImageTooLarge: Row(_INVALID, "IMAGE_TOO_LARGE"),
         errors.ChecksumMismatch: Row(_INVALID, "CHECKSUM_MISMATCH"),
         errors.IdempotencyMismatch: Row(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_MISMATCH"),
+        errors.PriceListNotFound: Row(_NOT_FOUND, "PRICE_LIST_NOT_FOUND"),
+        errors.PriceListWithdrawn: Row(_PRECONDITION, "PRICE_LIST_WITHDRAWN"),
+        errors.PriceListInForce: Row(_PRECONDITION, "PRICE_LIST_IN_FORCE"),
+        errors.RolloutShrinks: Row(_PRECONDITION, "ROLLOUT_SHRINKS"),
+        errors.TooManyPriceLists: Row(_PRECONDITION, "TOO_MANY_PRICE_LISTS"),
+        errors.PriceChanged: Row(_PRECONDITION, "PRICE_CHANGED"),
         errors.InsufficientFunds: Row(_PRECONDITION, "INSUFFICIENT_FUNDS"),
         errors.WalletRefused: Row(_PRECONDITION, "WALLET_REFUSED"),
         errors.JobNotDead: Row(_PRECONDITION, "JOB_NOT_DEAD"),
@@ -68,21 +75,9 @@ ERRORS: Final = ErrorTable(
 )
 """How each refusal looks on the wire."""
 
-Answer = TypeVar("Answer")
-
-
-class Shield(Protocol):
-    """Runs work that a client's deadline must not cut in the middle; the server waits for it when it drains."""
-
-    def __call__(self, work: Coroutine[Any, Any, Answer]) -> Awaitable[Answer]:
-        """The result of the work, or its exception."""
-        ...
-
 
 class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
-    """The nine methods. next_cycle_us: when the cycle after a time comes; obstacle: what all that is to be bought waits
-    for, or empty; cancelled: called after a cancel.
-    """
+    """The nine methods. outlook: what holds up the queue at a time; cancelled: called after a cancel."""
 
     def __init__(
         self,
@@ -92,8 +87,7 @@ class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
         uploads: Uploads,
         watches: Watches,
         shield: Shield,
-        next_cycle_us: Callable[[int], int],
-        obstacle: Callable[[], Awaitable[str]],
+        outlook: Callable[[int], Awaitable[Outlook]],
         cancelled: Callable[[], None],
     ) -> None:
         self._store = store
@@ -102,8 +96,7 @@ class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
         self._uploads = uploads
         self._watches = watches
         self._shield = shield
-        self._next_cycle_us = next_cycle_us
-        self._obstacle = obstacle
+        self._outlook = outlook
         self._cancelled = cancelled
 
     async def UploadImage(
@@ -190,9 +183,10 @@ class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
         job_id = checks.id("job_id", request.job_id)
         if checks.id("new_job_id", request.new_job_id) == job_id:
             checks.fail("new_job_id", job_id, "must be another than job_id, which never reopens")
+        terms = grpc_messages.terms_of(checks, request)
         checks.done()
         _check_account(account_id)
-        retry = self._submissions.retry(account_id, job_id, request.new_job_id, current_principal())
+        retry = self._submissions.retry(account_id, job_id, request.new_job_id, terms, current_principal())
         view, replayed = await self._shield(retry)
         return batcher_pb2.RetryJobResponse(job=await self._message(view), replayed=replayed)
 
@@ -212,8 +206,7 @@ class BatcherApi(batcher_pb2_grpc.BatcherServiceServicer):
         # A list of a thousand jobs of a hundred batches is not worth a read for each: it says so in general.
         look = with_text and view.job.batch_id and view.job.lane is Lane.BATCH
         batch = await self._batches.batch(view.job.batch_id) if look else None
-        obstacle = await self._obstacle() if with_text and is_unbought(view.job, batch) else ""
-        waits = waiting_for(view.job, batch, self._next_cycle_us(now_us), now_us, obstacle)
+        waits = "" if is_final(view.job) else waiting_for(view.job, batch, await self._outlook(now_us), now_us)
         return grpc_messages.job_message(view, waits, with_text)
 
 

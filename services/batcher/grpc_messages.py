@@ -1,15 +1,17 @@
 """The batcher's values as messages of its proto, and requests as orders: nothing here decides anything."""
 
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Coroutine, Mapping
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from punchcard.batcher.v1 import batcher_pb2, error_reason_pb2
 from services.batcher.job import Answer, Failure, Job, Lane, Settlement, SettlementState, State
 from services.batcher.order import Order
+from services.batcher.pricing import Terms
 from services.batcher.store import Image
 from services.batcher.store_rows import JobView
+from services.chassis.auth import Principal
 from services.chassis.errors import Outcome
 from services.chassis.fields import Checks
 
@@ -36,16 +38,32 @@ _DETAILS: Final[Mapping[str, batcher_pb2.Detail.ValueType]] = {
 }
 _LANE_NAMES: Final = {number: name for name, number in LANES.items()}
 _DETAIL_NAMES: Final = {number: name for name, number in _DETAILS.items()} | {batcher_pb2.DETAIL_UNSPECIFIED: "AUTO"}
+TIER_SCOPE: Final = "tier:"
 _HEX: Final = frozenset("0123456789abcdef")
 
 
+Done = TypeVar("Done")
+
+
+class Shield(Protocol):
+    """Runs work that a client's deadline must not cut in the middle; the server waits for it when it drains."""
+
+    def __call__(self, work: Coroutine[Any, Any, Done]) -> Awaitable[Done]:
+        """The result of the work, or its exception."""
+        ...
+
+
 class Asked(NamedTuple):
-    """A request for a job, decoded. inline: the bytes of images that are not stored yet, which the order lacks."""
+    """A request for a job, decoded. inline: the bytes of images that are not stored yet, which the order lacks.
+
+    terms: on what price; they are about this acceptance, and no part of what the key stands for.
+    """
 
     account_id: str
     job_id: str
     order: Order
     inline: tuple[bytes, ...]
+    terms: Terms = Terms()
 
 
 def asked_of(request: batcher_pb2.SubmitJobRequest, prefix: str, inline_allowed: bool) -> Asked:
@@ -75,8 +93,22 @@ def asked_of(request: batcher_pb2.SubmitJobRequest, prefix: str, inline_allowed:
         deadline_us=time_us(checks, "deadline", request.deadline) if request.HasField("deadline") else None,
         allow_batch_fallback=request.allow_batch_fallback,
     )
+    terms = terms_of(checks, request)
     checks.done()
-    return Asked(account_id, job_id, order, inline)
+    return Asked(account_id, job_id, order, inline, terms)
+
+
+def terms_of(checks: Checks, request: batcher_pb2.SubmitJobRequest | batcher_pb2.RetryJobRequest) -> Terms:
+    """On what price a job is to be taken, without what the caller's token adds."""
+    version = checks.optional_id("price_version", request.price_version)
+    if not request.HasField("max_price"):
+        return Terms(version)
+    return Terms(version, checks.amount("max_price", request.max_price))
+
+
+def tiers_of(principal: Principal) -> frozenset[str]:
+    """The tiers of customers that a token names in its scopes, as `tier:<tier>`."""
+    return frozenset(scope.removeprefix(TIER_SCOPE) for scope in principal.scopes if scope.startswith(TIER_SCOPE))
 
 
 def is_image_id(text: str) -> bool:

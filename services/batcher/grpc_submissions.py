@@ -1,4 +1,4 @@
-"""How jobs come in: decoded, priced, stored, admitted. Once stored a job is safe, whatever its client does."""
+"""How jobs come in: decoded, stored with their price, admitted. Once stored a job is safe, whatever its client does."""
 
 import secrets
 import time
@@ -7,10 +7,10 @@ from typing import Final, NamedTuple
 
 from services.batcher import order as orders
 from services.batcher.errors import AccountNotFound, BatcherError, JobNotDead, JobNotFound
-from services.batcher.grpc_messages import Asked
+from services.batcher.grpc_messages import Asked, tiers_of
 from services.batcher.grpc_uploads import Uploads
 from services.batcher.job import DEAD, Job, Lane, State, is_final, uid_of
-from services.batcher.pricing import PriceList, fallback_price, quote
+from services.batcher.pricing import Terms
 from services.batcher.store import NewJob, Store, Submitted
 from services.batcher.store_rows import JobView
 from services.chassis.auth import Principal
@@ -31,7 +31,6 @@ class Defaults(NamedTuple):
     max_output_tokens: int
     deadline_us: int
     hold_durations_us: Mapping[Lane, int]
-    prices: Sequence[PriceList]
     admission_wait_seconds: float
 
 
@@ -68,7 +67,9 @@ class Submissions:
             return await self._store.view_of(outcome.uid), submitted.replayed
         return JobView(outcome, asked.order, command.detail, command.max_output_tokens, None, None, None), False
 
-    async def retry(self, account_id: str, job_id: str, new_job_id: str, principal: Principal) -> tuple[JobView, bool]:
+    async def retry(
+        self, account_id: str, job_id: str, new_job_id: str, terms: Terms, principal: Principal
+    ) -> tuple[JobView, bool]:
         """Submits what a dead job asked as a job of its own; gives it and whether it was there before. Raises
         JobNotFound, JobNotDead and what a submission raises.
         """
@@ -76,7 +77,7 @@ class Submissions:
         if dead.job.state not in DEAD:
             raise JobNotDead(job_id, dead.job.state)
         order = orders.again(dead.order, job_id, dead.job.model, dead.max_output_tokens)
-        return await self.submit(Asked(account_id, new_job_id, order, ()), principal)
+        return await self.submit(Asked(account_id, new_job_id, order, (), terms), principal)
 
     async def submit_many(
         self, asked: Sequence[Asked | Exception], principal: Principal
@@ -125,7 +126,6 @@ class Submissions:
         order, defaults = asked.order, self._defaults
         now_us = time.time_ns() // 1000
         lane, model = Lane(order.lane), order.model or defaults.model
-        price = quote(defaults.prices, lane, model, now_us)
         job = Job(
             uid=uid_of(now_us, secrets.randbits(74)),
             account_id=asked.account_id,
@@ -133,8 +133,8 @@ class Submissions:
             payer_account_id=order.payer_account_id or asked.account_id,
             lane=lane,
             model=model,
-            price=price.amount,
-            price_version=price.version,
+            price=0,
+            price_version="",
             line_bytes=0,
             deadline_us=order.deadline_us or now_us + defaults.deadline_us,
             hold_duration_us=defaults.hold_durations_us[lane],
@@ -148,10 +148,11 @@ class Submissions:
             batch_id="",
             cancel_requested=False,
             last_revision=0,
-            fallback_price=fallback_price(defaults.prices, price, model) if order.allow_batch_fallback else 0,
         )
         max_output_tokens = order.max_output_tokens or defaults.max_output_tokens
-        return NewJob(job, orders.encode(order), order.image_ids, order.detail, max_output_tokens, principal.subject)
+        encoded, actor = orders.encode(order), principal.subject
+        terms = asked.terms._replace(tiers=tiers_of(principal), falls_back=order.allow_batch_fallback)
+        return NewJob(job, encoded, order.image_ids, order.detail, max_output_tokens, actor, terms)
 
     async def _check_new(self, asked: Asked, prefix: str) -> None:
         """What a new job must keep to: a model that we price, a deadline that lies ahead.

@@ -150,6 +150,10 @@ class OpenAIApi:
         """Whether calls are not made at present, as the provider did not answer."""
         return self._circuit is not None and self._circuit.state() is State.OPEN
 
+    def down_until_us(self) -> int:
+        """When a provider that did not answer is called again; 0 while it is called."""
+        return self._circuit.open_until_us() if self._circuit is not None else 0
+
     def provider_identity(self) -> str:
         """Whose batches these are: a text that stays the same for as long as a batch bought by it can be found by it.
 

@@ -39,8 +39,11 @@ _log = logs.get_logger(__name__)
 
 
 class PollerLimits(NamedTuple):
-    """patience: with a batch whose step fails, and with a provider that has no room."""
+    """poll_us: how often all batches are asked about. patience: with a batch whose step fails, and with a provider that
+    has no room.
+    """
 
+    poll_us: int
     patience: Patience
     job: Limits
 
@@ -67,11 +70,38 @@ class Poller:
         self._jitter = jitter
         wait_us = limits.patience.first_us
         self._files = ResultFiles(store, objects, provider, folder, limits.job, wait_us, ended)
+        self._poll_due_us = 0
+
+    def hasten(self) -> None:
+        """All batches are asked about with the next step."""
+        self._poll_due_us = 0
 
     async def step(self, lease: Lease, now_us: int) -> bool:
-        """Asks about every batch that was bought, and ingests those that have ended."""
+        """Asks about the batches of which the provider has told, and when it is time about all that were bought;
+        ingests those that have ended.
+        """
         if self._provider.is_down():
             return False
+        told = await self._store.due()
+        all_due = now_us >= self._poll_due_us
+        if not (told or all_due):
+            return False
+        bought = [b for b in await self._store.open_batches() if b.state in (State.RUNNING, State.INGESTING)]
+        if told:
+            # Before they are asked about: what is told from now on may be news.
+            await self._store.forget_due(told & {batch.provider_batch_id for batch in bought}, lease)
+        if all_due:
+            self._poll_due_us = now_us + self._limits.poll_us
+        asked = [b for b in bought if b.provider_batch_id in told or (all_due and b.not_before_us <= now_us)]
+        failures = await self._follow_all(asked, lease, now_us)
+        if failures and all(failures):
+            # The loop's own pause is enough.
+            self._poll_due_us = 0
+        raise_if_all_failed(failures)
+        return False
+
+    async def _follow_all(self, asked: list[Batch], lease: Lease, now_us: int) -> list[Exception | None]:
+        """Follows some batches at once; gives what failed for reasons that are not the provider's."""
         slots = asyncio.Semaphore(BATCHES_AT_ONCE)
         unwanted = frozenset(await self._store.unwanted())
 
@@ -82,18 +112,17 @@ class Poller:
                 except ProviderDown:
                     # Nothing was asked, so that nothing is learnt about the batch.
                     return None
+                except ProviderError as error:
+                    # The batch waits for a pause of its own, so that the loop need not.
+                    _log.warning("batch_stumbled", batch=batch.batch_id, error=str(error))
+                    await self._stumble(batch.batch_id, error, lease, now_us)
                 except Exception as error:
                     # One batch's trouble is not its neighbours'.
                     _log.warning("batch_not_followed", batch=batch.batch_id, error=f"{type(error).__name__}: {error}")
-                    if isinstance(error, ProviderError):
-                        await self._stumble(batch.batch_id, error, lease, now_us)
                     return error
             return None
 
-        bought = [b for b in await self._store.open_batches() if b.state in (State.RUNNING, State.INGESTING)]
-        failures = await asyncio.gather(*(follow(batch) for batch in bought if batch.not_before_us <= now_us))
-        raise_if_all_failed(failures)
-        return False
+        return await asyncio.gather(*map(follow, asked))
 
     async def _follow(self, batch: Batch, unwanted: bool, lease: Lease, now_us: int) -> None:
         found = await self._provider.retrieve(batch.provider_batch_id)
@@ -169,6 +198,16 @@ class Poller:
         await self._store.close(batch.batch_id, lease)
         self._ended()
         _log.info("batch_closed", batch=batch.batch_id, provider_state=found.status)
+        await self._tidy(batch, found.input_file_id)
+
+    async def _tidy(self, batch: Batch, input_file_id: str) -> None:
+        """Deletes the input file, which the provider keeps else for 30 days, photographs and all; result files stay, as
+        a database that is restored from a backup reads them again.
+        """
+        try:
+            await self._provider.delete_file(input_file_id)
+        except ProviderError as error:
+            _log.warning("input_file_left", batch=batch.batch_id, error=str(error))
 
     async def _refused(self, batch: Batch, found: ProviderBatch, lease: Lease, now_us: int) -> None:
         """The batch failed after its create: its members wait, are cut into two batches, or fail, all or some."""

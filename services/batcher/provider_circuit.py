@@ -34,6 +34,10 @@ class ProviderCircuit:
         """Whether calls are made now."""
         return breaker.state(self._breaker, self._now_us())
 
+    def open_until_us(self) -> int:
+        """When the next call is made; 0 while calls are."""
+        return self._breaker.until_us if self.state() is State.OPEN else 0
+
     def wait_seconds(self) -> float:
         """How long a call has to wait; 0 lets it through, as the probe where there is one to be made."""
         now_us = self._now_us()

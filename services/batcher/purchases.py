@@ -42,4 +42,4 @@ class Purchases:
             return UNREAD
         found = await self._store.obstacles(self._identity)
         STOPPED.set(bool(found))
-        return f"an operator: {found[0].why}" if found else ""
+        return f"held for an operator: {found[0].why}" if found else ""

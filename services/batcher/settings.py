@@ -11,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from services.batcher import breaker, image, job
 from services.batcher.allowance import read_limits
 from services.batcher.backoff import Patience
-from services.batcher.pricing import PriceList, read_prices
+from services.batcher.price_list import Content, plain_list, read_prices
 from services.chassis.settings import ServerSettings
 
 AMOUNT_MAX = 10**15
@@ -129,10 +129,18 @@ class BatcherSettings(ServerSettings):
         5, ge=1, le=AMOUNT_MAX, description="Price of an instant job, in the token's smallest unit."
     )
     price_version: str = Field(
-        "v1", min_length=1, max_length=128, description="The name of these prices, kept by jobs."
+        "v1",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$",
+        description="The name of these prices, kept by jobs. They are put as a price list at the start, unless known.",
     )
     prices_file: Path | None = Field(
         None, description="Price lists with versions, times and models, JSON; takes the place of the three above."
+    )
+    price_notice_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=3600,
+        description="How long before it begins a change of prices is known: so long a quote holds at most, in seconds.",
     )
 
     cycle_seconds: float = Field(300.0, gt=0, description="How often what waits is sent as a batch, in seconds.")
@@ -201,7 +209,7 @@ class BatcherSettings(ServerSettings):
     def model_names(self) -> frozenset[str]:
         """The models that a job may name: those listed, those with a price of their own, and the default."""
         listed = {model.strip() for model in self.models.split(",") if model.strip()}
-        priced = {model for prices in self.prices() for model in prices.models}
+        priced = {row.model for content in self.prices() for row in content.rows if row.model}
         return frozenset({self.model_default, *listed, *priced})
 
     def token_limits(self) -> dict[str, int]:
@@ -229,12 +237,17 @@ class BatcherSettings(ServerSettings):
         named = (reason.strip() for reason in self.uncharged_finish_reasons.split(","))
         return job.Limits(self.attempts_max, frozenset(reason for reason in named if reason))
 
-    def prices(self) -> tuple[PriceList, ...]:
-        """The price lists. Raises OSError or ValueError for a prices_file that can't be read."""
+    def prices(self) -> tuple[Content, ...]:
+        """The price lists to put at the start. Raises OSError or ValueError for a prices_file that can't be read."""
         if self.prices_file is not None:
             return read_prices(json.loads(self.prices_file.read_text("utf-8")))
-        lanes = {job.Lane.BATCH: self.price_batch, job.Lane.INSTANT: self.price_instant}
-        return (PriceList(self.price_version, 0, lanes, {}),)
+        return (
+            plain_list(self.price_version, {job.Lane.BATCH: self.price_batch, job.Lane.INSTANT: self.price_instant}),
+        )
+
+    def notice_us(self) -> int:
+        """How long before it begins a change of prices is known, in microseconds."""
+        return int(self.price_notice_seconds * 1_000_000)
 
 
 def _check_webhook_secret(secret: str) -> None:

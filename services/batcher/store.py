@@ -15,9 +15,11 @@ from services.batcher import batch as batches
 from services.batcher import job as jobs
 from services.batcher import prompt_tokens
 from services.batcher.batch import line_bytes
-from services.batcher.errors import IdempotencyMismatch, ImageNotFound, JobEnded, JobNotFound
+from services.batcher.errors import IdempotencyMismatch, ImageNotFound, JobEnded, JobNotFound, PriceChanged
 from services.batcher.job import Action, Answer, Change, Failure, Job, Limits, Settlement, SettlementState, State
 from services.batcher.order import first_difference
+from services.batcher.pricing import Terms, pinned
+from services.batcher.store_prices import PriceBook
 from services.batcher.store_rows import JobView, Stored, check, job_of, lock_batches, lock_jobs, view_of, write
 from services.chassis import journal
 from services.chassis.database import Database, Row, Transaction
@@ -27,7 +29,9 @@ ROWS_MAX = 1_000
 
 
 class NewJob(NamedTuple):
-    """A job to store. order: as encoded by `order`; its line's size is computed from its images when it is stored."""
+    """A job to store. order: as encoded by `order`; its line's size is computed from its images when it is stored, and
+    its price found by the terms.
+    """
 
     job: Job
     order: str
@@ -35,6 +39,7 @@ class NewJob(NamedTuple):
     detail: str
     max_output_tokens: int
     actor: str
+    terms: Terms = Terms()
 
 
 class Submitted(NamedTuple):
@@ -58,11 +63,17 @@ class Image(NamedTuple):
 
 
 class Store(Stored):
-    """Jobs, images and settlements. inline: images travel in the lines of a batch, so that their bytes count."""
+    """Jobs, images and settlements. inline: images travel in the lines of a batch, so that their bytes count.
 
-    def __init__(self, database: Database, wake: Callable[[], None], inline: bool) -> None:
+    prices: by which new jobs are priced when they are stored; without it they carry their prices.
+    """
+
+    def __init__(
+        self, database: Database, wake: Callable[[], None], inline: bool, prices: PriceBook | None = None
+    ) -> None:
         super().__init__(database, wake)
         self._inline = inline
+        self._prices = prices
 
     async def head(self) -> journal.Head:
         """The journal's end."""
@@ -107,9 +118,11 @@ class Store(Stored):
 
     async def submit(self, commands: Sequence[NewJob]) -> list[Submitted | Exception]:
         """Stores a group of new jobs. A key that is known gives the job it stands for, ImageNotFound or
-        IdempotencyMismatch; a job that the wallet rejected stored nothing, so its key is free again.
+        IdempotencyMismatch, a new one also PriceChanged; a job that the wallet rejected stored nothing, so its key is
+        free again.
         """
         async with self.database.transaction() as tx:
+            priced = await self._pricer(tx)
             now_us = await tx.now_us()
             rows = await tx.rows("jobs_by_key", keys=_keys({(c.job.account_id, c.job.job_id) for c in commands}))
             known = {(row["account_id"], row["job_id"]): (job_of(row), row["request"]) for row in rows}
@@ -127,9 +140,13 @@ class Store(Stored):
                 if missing is not None:
                     results.append(missing)
                     continue
+                try:
+                    accepted = self._accepted(command, priced(command), images, now_us)
+                except PriceChanged as refusal:
+                    results.append(refusal)
+                    continue
                 if before is not None:
                     superseded.append((before[0].uid,))
-                accepted = self._accepted(command, images, now_us)
                 known[key] = (accepted, command.order)
                 new.append((command, jobs.accept(accepted)))
                 results.append(Submitted(accepted, False))
@@ -137,10 +154,17 @@ class Store(Stored):
         self._wake()
         return [r._replace(job=written.get(r.job.uid, r.job)) if isinstance(r, Submitted) else r for r in results]
 
-    def _accepted(self, command: NewJob, images: Mapping[tuple[str, str], Image], now_us: int) -> Job:
+    async def _pricer(self, tx: Transaction) -> Callable[[NewJob], Job]:
+        """What pins the prices of new jobs, raising PriceChanged. No list changes until the transaction ends."""
+        if self._prices is None:
+            return lambda command: command.job
+        lists, time_us = await self._prices.shared(tx)
+        return lambda command: pinned(command.job, lists, command.terms, time_us)
+
+    def _accepted(self, command: NewJob, job: Job, images: Mapping[tuple[str, str], Image], now_us: int) -> Job:
         image_bytes = sum(images[command.job.account_id, image_id].size_bytes for image_id in command.image_ids)
         size = line_bytes(len(command.order), image_bytes, self._inline)
-        return command.job._replace(line_bytes=size, create_time_us=now_us, update_time_us=now_us)
+        return job._replace(line_bytes=size, create_time_us=now_us, update_time_us=now_us)
 
     async def _insert(
         self,

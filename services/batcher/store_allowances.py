@@ -28,6 +28,11 @@ class AllowanceStore(Stored):
             taken = await _taken(tx) if known or self._token_limits else {}
         return allowance.read_rooms(self._token_limits, known, taken, now_us)
 
+    async def tokens_wanted(self) -> dict[str, int]:
+        """Tokens of the jobs that queue, by model."""
+        async with self.database.reading() as tx:
+            return {row["model"]: int(row["tokens"]) for row in await tx.rows("tokens_wanted")}
+
     async def learn(
         self, batch: Batch, message: str, pause_us: Callable[[int], int], lease: Lease, *, teaches: bool = True
     ) -> Allowance:

@@ -18,6 +18,7 @@ from services.batcher.batch import Batch, State, Submission, SubmissionState
 from services.batcher.job import Answer, Change, Failure, Job, Limits
 from services.batcher.planner import Waiting
 from services.batcher.store_cycles import CycleStore
+from services.batcher.store_due import DueStore
 from services.batcher.store_members import MemberStore, count_members, note_of
 from services.batcher.store_rows import batch_of, check, lock_batches, lock_jobs, submission_of, write
 from services.chassis.database import Transaction
@@ -42,7 +43,14 @@ class Result(NamedTuple):
     outcome: Answer | Loss
 
 
-class BatchStore(MemberStore, CycleStore):
+class Opened(NamedTuple):
+    """How many submissions were opened, and when the first of them was."""
+
+    submissions: int
+    first_us: int
+
+
+class BatchStore(MemberStore, CycleStore, DueStore):
     """Batches, their members and their submissions."""
 
     async def depths(self) -> dict[str, int]:
@@ -75,11 +83,11 @@ class BatchStore(MemberStore, CycleStore):
             row = await tx.row("submission_open", batch_id=batch_id)
         return None if row is None else submission_of(row)
 
-    async def submissions_since(self, since_us: int) -> int:
-        """How many submissions opened since then have tried to create a batch, or may yet do so."""
+    async def submissions_since(self, since_us: int) -> Opened:
+        """The submissions opened since then that have tried to create a batch, or may yet do so."""
         async with self.database.reading() as tx:
             row = await tx.row("submissions_count", since_us=since_us)
-        return int(row[0]) if row else 0
+        return Opened(*row) if row else Opened(0, 0)
 
     async def record(self, submission: Submission, lease: Lease) -> Submission:
         """Writes an open submission: its input file's id, or since when it is in doubt."""

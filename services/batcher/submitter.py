@@ -24,6 +24,7 @@ from services.batcher.input_file import InputFiles, Unbuildable
 from services.batcher.job import HOLD_LOST, Failure, Job, Limits
 from services.batcher.openai_api import OpenAIApi, ProviderBusy, ProviderDown, ProviderError
 from services.batcher.outcome import Action
+from services.batcher.progress import Outlook
 from services.batcher.purchases import Purchases
 from services.batcher.store_batches import BatchStore, Loss, Result, raise_if_all_failed
 from services.batcher.wallet_client import WalletClient
@@ -32,6 +33,7 @@ from services.chassis import logs
 from services.chassis.leases import Lease
 
 HOUR_US = 3600 * 1_000_000
+OUTLOOK_US = 1_000_000
 QUEUE_JOBS_MAX = 100_000
 HOLDS_MAX = 1_000
 BATCHES_AT_ONCE = 4
@@ -81,10 +83,24 @@ class Submitter:
         self._purchases = purchases
         self._jitter = jitter
         self._planned_cycle_us = 0
+        self._outlook = Outlook(0)
+        self._outlook_time_us = 0
 
-    def next_cycle_us(self, now_us: int) -> int:
-        """When the next cycle takes whatever waits."""
-        return planner.next_cycle_us(now_us, self._limits.cycle_us)
+    async def outlook(self, now_us: int) -> Outlook:
+        """What holds the queue up, as of a second ago at most: it is asked for with every job that is shown."""
+        if not 0 <= now_us - self._outlook_time_us < OUTLOOK_US:
+            self._outlook, self._outlook_time_us = await self._look(now_us), now_us
+        next_cycle_us = planner.next_cycle_us(now_us, self._limits.cycle_us)
+        return self._outlook._replace(next_cycle_us=next_cycle_us, down_until_us=self._provider.down_until_us())
+
+    async def _look(self, now_us: int) -> Outlook:
+        rooms = await self._store.rooms()
+        wanted = await self._store.tokens_wanted() if any(room.limit is not None for room in rooms.values()) else {}
+        creates_until_us = 0
+        opened = await self._store.submissions_since(now_us - HOUR_US)
+        if opened.submissions >= self._limits.creates_per_hour_max:
+            creates_until_us = opened.first_us + HOUR_US
+        return Outlook(0, 0, creates_until_us, rooms, wanted, await self._purchases.obstacle())
 
     async def step(self, lease: Lease, now_us: int) -> bool:
         """Plans what is due, then brings every open batch that is not bought yet one step further."""
@@ -126,7 +142,8 @@ class Submitter:
         if not depths or not (cycle_due or planner.may_start(depths, limits.jobs_per_batch, rooms, now_us)):
             await self._end_cycle(lease, now_us)
             return
-        creates_left = limits.creates_per_hour_max - await self._store.submissions_since(now_us - HOUR_US)
+        opened = await self._store.submissions_since(now_us - HOUR_US)
+        creates_left = limits.creates_per_hour_max - opened.submissions
         if creates_left <= 0:
             return
         queue = await self._store.queue(limits.jobs_per_batch_max, QUEUE_JOBS_MAX)

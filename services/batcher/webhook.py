@@ -1,4 +1,4 @@
-"""The provider's webhooks: POST /webhooks/openai tells that a batch has ended, which hastens the next poll and no more.
+"""The provider's webhooks: POST /webhooks/openai tells that a batch has ended, which has it asked about and no more.
 
 What is told is never believed: the poller asks the provider itself, and would have asked anyway. So duplicates,
 replays, wrong orders and batches of others cost an answer each, and nothing that is lost is missed. A body is looked at
@@ -7,10 +7,11 @@ are bounded.
 """
 
 import asyncio
+import re
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 from aiohttp import web
@@ -27,7 +28,10 @@ REQUESTS_MAX: Final = 64
 READ_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 15.0
 GATHER_SECONDS: Final = 0.25
-"""Many batches may end at once: what comes within this time hastens one poll together."""
+"""Many batches may end at once: what comes within this time is told together."""
+
+IDS_MAX: Final = 1_000
+"""Batches that are told together at most; the poll finds the others."""
 
 SEEN_SECONDS: Final = 600.0
 SEEN_MAX: Final = 10_000
@@ -36,21 +40,25 @@ SEEN_MAX: Final = 10_000
 ENDINGS: Final = frozenset({"batch.completed", "batch.failed", "batch.expired", "batch.cancelled"})
 WEBHOOKS: Final = Counter("batcher_webhooks", "Webhooks of the provider, by what became of them.", ["outcome"])
 
+_BATCH_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _log = logs.get_logger(__name__)
+Hasten = Callable[[Collection[str]], Awaitable[None]]
 
 
 class Webhooks:
-    """Takes webhooks. secret: the endpoint's, as the provider shows it; hasten: called when batches have ended."""
+    """Takes webhooks. secret: the endpoint's, as the provider shows it; hasten: is told which batches have ended, by
+    the provider's ids.
+    """
 
-    def __init__(
-        self, secret: str, hasten: Callable[[], None], monotonic_seconds: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, secret: str, hasten: Hasten, monotonic_seconds: Callable[[], float] = time.monotonic) -> None:
         # The client is used for its signatures alone: it calls nobody.
         self._signatures = AsyncOpenAI(api_key="unused", webhook_secret=secret).webhooks
         self._hasten = hasten
         self._monotonic_seconds = monotonic_seconds
         self._seen: OrderedDict[str, float] = OrderedDict()
         self._gathering: asyncio.TimerHandle | None = None
+        self._gathered: set[str] = set()
+        self._telling: set[asyncio.Task[None]] = set()
         self._requests = 0
         self._runner: web.AppRunner | None = None
         self.port = 0
@@ -78,6 +86,7 @@ class Webhooks:
             self._gathering.cancel()
         if self._runner is not None:
             await self._runner.cleanup()
+        await asyncio.gather(*self._telling)
 
     async def _handle(self, request: web.Request) -> web.Response:
         if self._requests >= REQUESTS_MAX:
@@ -104,6 +113,11 @@ class Webhooks:
             return _told("other", 204)
         if not self._is_new(request.headers["webhook-id"]):
             return _told("duplicate", 204)
+        batch_id = getattr(getattr(event, "data", None), "id", None)
+        if not isinstance(batch_id, str) or not _BATCH_ID.fullmatch(batch_id):
+            return _told("other", 204)
+        if len(self._gathered) < IDS_MAX:
+            self._gathered.add(batch_id)
         if self._gathering is None:
             self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._tell)
         return _told("accepted", 204)
@@ -123,7 +137,17 @@ class Webhooks:
 
     def _tell(self) -> None:
         self._gathering = None
-        self._hasten()
+        told, self._gathered = self._gathered, set()
+        task = asyncio.create_task(self._hasten_them(told))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _hasten_them(self, batch_ids: Collection[str]) -> None:
+        try:
+            await self._hasten(batch_ids)
+        except Exception as error:
+            # The poll finds them all the same.
+            _log.warning("webhooks_not_told", batches=len(batch_ids), error=f"{type(error).__name__}: {error}")
 
 
 def _told(outcome: str, status: int) -> web.Response:

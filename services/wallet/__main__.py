@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from punchcard.wallet.v1 import earning_pb2_grpc, wallet_pb2_grpc
+from punchcard.wallet.v1 import earning_pb2_grpc, teams_pb2_grpc, wallet_pb2_grpc
 from services.chassis import command, journal
 from services.chassis.database import Database, connect, migrate
 from services.chassis.group_commit import GroupCommitter
@@ -17,17 +17,19 @@ from services.chassis.loops import Loop, Runner
 from services.chassis.server import RefusesToStart, Server
 from services.chassis.watch import Tailer, reader, refuse_behind
 from services.chassis.watch_stream import WatchStreams
-from services.wallet import grpc_earning
+from services.wallet import grpc_earning, grpc_teams
 from services.wallet.command_line import statement_command, verify_command
 from services.wallet.commands import Command, Outcome
 from services.wallet.expirer import Expirer
 from services.wallet.grpc_api import ERRORS, SCOPES, SERVICE, WalletApi
 from services.wallet.grpc_earning import EarningApi
+from services.wallet.grpc_teams import TeamApi
 from services.wallet.grpc_watch import Watches
 from services.wallet.settings import WalletSettings
 from services.wallet.store import Store
 from services.wallet.store_audit import Audit
 from services.wallet.store_economy import EconomyReads
+from services.wallet.store_sharing import TeamReads
 from services.wallet.writer import SQL_FOLDER, writer_of
 
 FOLDER: Final = Path(__file__).parent
@@ -91,20 +93,22 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
         def add_services(registrar: Any) -> None:
             wallet_pb2_grpc.add_WalletServiceServicer_to_server(api, registrar)
             earning_pb2_grpc.add_EarningServiceServicer_to_server(earning, registrar)
+            teams_pb2_grpc.add_TeamServiceServicer_to_server(teams, registrar)
 
         committer: GroupCommitter[Command, Outcome] = GroupCommitter(run_group)
         server = Server(
             settings,
             ERRORS,
-            {**SCOPES, **grpc_earning.SCOPES},
+            {**SCOPES, **grpc_earning.SCOPES, **grpc_teams.SCOPES},
             settings.verifier(),
             add_services,
-            [SERVICE, grpc_earning.SERVICE],
+            [SERVICE, grpc_earning.SERVICE, grpc_teams.SERVICE],
         )
         streams = WatchStreams(head.epoch, server.draining)
         watches = Watches(store, database, tailer, streams, scale)
         api = WalletApi(store, committer, Audit(database, scratch), watches, scale)
         earning = EarningApi(committer, EconomyReads(database, settings.rules()))
+        teams = TeamApi(committer, TeamReads(database, settings.rules()))
         ending = asyncio.create_task(streams.end_when_draining(), name="watches")
         expirer = Loop("expirer", Expirer(store, committer).step, settings.expiry_interval_seconds)
         runner = Runner([expirer, tail])

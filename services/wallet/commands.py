@@ -9,6 +9,8 @@ from typing import NamedTuple
 from services.wallet.calendar_day import day_of
 from services.wallet.economy import Rules
 from services.wallet.holdings import Account, Earning, Lot, Reservation, RuleSetRecord, Streak
+from services.wallet.sharing import Member, Team
+from services.wallet.sharing_commands import OpenTeam, RemoveMember, SetMember
 
 
 class OpenAccount(NamedTuple):
@@ -189,6 +191,9 @@ Command = (
     | Convert
     | Award
     | PutRules
+    | OpenTeam
+    | SetMember
+    | RemoveMember
 )
 OnReservation = Commit | Release | Refund | Amend
 
@@ -212,6 +217,10 @@ class Outcome(NamedTuple):
     """Of a claim, how far the streak has come."""
     rule_set: RuleSetRecord | None = None
     """Of a PutRules."""
+    team: Team | None = None
+    """Of what concerns a team, the team."""
+    member: Member | None = None
+    """Of the same, the one whom it is about."""
 
 
 class Moment(NamedTuple):

@@ -13,7 +13,7 @@ from services.chassis.fields import Checks
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.interceptors import log_cause
 from services.chassis.watch import RevisionCompacted, RevisionUnknown
-from services.wallet import errors, grpc_audit, grpc_history, grpc_messages, grpc_pages
+from services.wallet import errors, grpc_audit, grpc_history, grpc_messages, grpc_pages, sharing_errors
 from services.wallet.commands import Command, Outcome
 from services.wallet.grpc_watch import Watches
 from services.wallet.store import Store
@@ -58,6 +58,7 @@ ERRORS: Final = ErrorTable(
         errors.ReservationNotFound: Row(_NOT_FOUND, "RESERVATION_NOT_FOUND"),
         errors.GrantNotFound: Row(_NOT_FOUND, "GRANT_NOT_FOUND"),
         errors.RuleNotFound: Row(_NOT_FOUND, "RULE_NOT_FOUND"),
+        sharing_errors.TeamNotFound: Row(_NOT_FOUND, "TEAM_NOT_FOUND"),
         errors.IdempotencyMismatch: Row(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_MISMATCH"),
         errors.ReservationCommitted: Row(_PRECONDITION, "RESERVATION_COMMITTED"),
         errors.ReservationReleased: Row(_PRECONDITION, "RESERVATION_RELEASED"),
@@ -66,10 +67,14 @@ ERRORS: Final = ErrorTable(
         errors.CommitExceedsReservation: Row(_PRECONDITION, "COMMIT_EXCEEDS_RESERVATION"),
         errors.RefundExceedsCommitted: Row(_PRECONDITION, "REFUND_EXCEEDS_COMMITTED"),
         errors.AmendNotAllowed: Row(_PRECONDITION, "AMEND_NOT_ALLOWED"),
+        sharing_errors.RoleTooLow: Row(grpc.StatusCode.PERMISSION_DENIED, "ROLE_TOO_LOW"),
         errors.AccountClosed: Row(_PRECONDITION, "ACCOUNT_CLOSED"),
         errors.AccountFrozen: Row(_PRECONDITION, "ACCOUNT_FROZEN"),
         errors.AccountNotEmpty: Row(_PRECONDITION, "ACCOUNT_NOT_EMPTY"),
         errors.LotLimit: Row(_PRECONDITION, "LOT_LIMIT"),
+        sharing_errors.NotAMember: Row(_PRECONDITION, "NOT_A_MEMBER"),
+        sharing_errors.LastOwner: Row(_PRECONDITION, "LAST_OWNER"),
+        sharing_errors.MemberLimit: Row(_PRECONDITION, "MEMBER_LIMIT"),
         errors.DailyBonusClaimed: Row(_PRECONDITION, "DAILY_BONUS_CLAIMED"),
         errors.LimitReached: Row(_PRECONDITION, "LIMIT_REACHED"),
         errors.RulesLimit: Row(_PRECONDITION, "RULES_LIMIT"),

@@ -56,6 +56,9 @@ KINDS: Final[Mapping[str, wallet_pb2.TransactionKind.ValueType]] = MappingProxyT
         "close": wallet_pb2.TRANSACTION_KIND_CLOSE,
         "earn": wallet_pb2.TRANSACTION_KIND_EARN,
         "convert": wallet_pb2.TRANSACTION_KIND_CONVERT,
+        "team": wallet_pb2.TRANSACTION_KIND_TEAM,
+        "member": wallet_pb2.TRANSACTION_KIND_MEMBER,
+        "unmember": wallet_pb2.TRANSACTION_KIND_UNMEMBER,
     }
 )
 
@@ -327,6 +330,7 @@ def transaction_message(row: journal.Row) -> wallet_pb2.Transaction:
         key=entry.key,
         reference=entry.facts.get("reference", ""),
         lot_id=lot_id_of(row.revision, entry),
+        peer_account_id=entry.facts.get("peer", ""),
     )
 
 

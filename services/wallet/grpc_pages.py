@@ -50,6 +50,21 @@ def reservations_place(token: str, account_id: str) -> Place:
     return Place(_number(expire_time_us, token), created_by, reservation_id)
 
 
+def members_token(team_id: str, member_id: str) -> str:
+    """Where the list of this team's members goes on."""
+    return _encode(team_id, member_id)
+
+
+def members_place(token: str, team_id: str) -> str:
+    """The member behind which a list goes on, or nobody; raises `InvalidField` for what is none of this team."""
+    if not token:
+        return ""
+    (member_id,) = _decode(token, team_id, 1)
+    if not ID_PATTERN.fullmatch(member_id):
+        raise bad_page_token(token)
+    return member_id
+
+
 def bad_page_token(token: str) -> InvalidField:
     """The refusal of a token that was not given for this list."""
     return InvalidField([Violation("page_token", token[:64], "is not a next_page_token of this list")])

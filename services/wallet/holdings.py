@@ -13,6 +13,8 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from services.wallet.sharing import Shared
+
 TOKEN = "TOKEN"  # noqa: S105 - the name of an asset
 POINT = "POINT"
 """What activities earn. Points can't be held or spent, only changed into tokens or traded for them."""
@@ -62,6 +64,8 @@ class Account(NamedTuple):
     """How many lots with tokens left it has: those of an account with none are never looked for."""
     worked: int = 0
     """1 once a reservation that it pays for was committed."""
+    team: int = 0
+    """1 for a team, which pays for its members alone."""
 
     @property
     def available(self) -> int:
@@ -94,6 +98,8 @@ class Reservation(NamedTuple):
     revision: int
     pins: str = ""
     """What it holds of which lot, or has taken and not returned; see `Pins`. Empty when lots have no part in it."""
+    spend_day: int = 0
+    """The calendar day on which a team counts it for its member; 0 when no team pays."""
 
     @property
     def held(self) -> int:
@@ -283,6 +289,7 @@ class State:
     earnings: dict[Key, Earning] = field(default_factory=dict)
     streaks: dict[str, Streak] = field(default_factory=dict)
     rule_sets: dict[str, RuleSetRecord] = field(default_factory=dict)
+    shared: Shared = field(default_factory=Shared)
     system: dict[AccountKey, int] = field(default_factory=dict)
     """How much the balances of the system accounts changed."""
     issued: int = 0
@@ -304,6 +311,7 @@ class State:
             dict(self.earnings),
             dict(self.streaks),
             dict(self.rule_sets),
+            self.shared.copy(),
             dict(self.system),
             self.issued,
             self.revision,

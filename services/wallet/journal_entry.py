@@ -19,6 +19,8 @@ reads the same entries back, applies them to nothing, and must arrive at the sam
     convert   - points                               @issue     points become tokens, in two rows
               + tokens                               @issue
     rules                                                       a version of the earning rules, on nobody's account
+    team                                                        the account is a team from now on, of its first owner
+    member, unmember                                            a team's member comes, changes or goes
     freeze, unfreeze                                            an account may be used less, or again
     close     - balance                              @lapsed    an account is over
 
@@ -32,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from services.wallet import economy_entry
+from services.wallet import economy_entry, sharing_entry
 from services.wallet.holdings import (
     NO_FACTS,
     PLAIN_PRIORITY,
@@ -136,6 +138,7 @@ def _move(state: State, entry: Entry, now_us: int) -> None:
         account.state,
         lots,
         1 if entry.kind == "commit" else account.worked,
+        account.team,
     )
     if "counts" in facts:
         economy_entry.count(state, entry)
@@ -258,6 +261,7 @@ def _reserve(state: State, entry: Entry, now_us: int) -> None:
         0,
         state.revision,
         write_pins(facts["pins"]) if "pins" in facts else "",
+        facts["counts"][0][1] if "counts" in facts else 0,
     )
 
 
@@ -337,6 +341,9 @@ _FOLLOW: Final[Mapping[str, Callable[[State, Entry, int], None]]] = {
     "earn": economy_entry.earn,
     "convert": economy_entry.convert,
     "rules": economy_entry.put_rules,
+    "team": sharing_entry.open_team,
+    "member": sharing_entry.change_member,
+    "unmember": sharing_entry.change_member,
 }
 
 

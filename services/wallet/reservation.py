@@ -47,6 +47,7 @@ from services.wallet.holdings import (
     REVENUE,
     TOKEN,
     WALLET,
+    Account,
     Entry,
     Pins,
     Reservation,
@@ -56,6 +57,7 @@ from services.wallet.holdings import (
 )
 from services.wallet.journal_entry import apply, entry_on
 from services.wallet.lot import Return, come_back, moves, pick, split
+from services.wallet.team import counted_facts, counts, refuse_for_team, refuse_over_limit
 
 HELD = ReservationState.HELD
 COMMITTED = ReservationState.COMMITTED
@@ -76,24 +78,13 @@ def reserve(state: State, command: Reserve, moment: Moment) -> Outcome:
         raise AccountNotFound(payer)
     if account is not None:
         refuse_unusable(account)
+        refuse_for_team(state, account, command.account_id, command.amount, moment)
     available, held = (account.available, account.held) if account else (welcome_bonus(state, payer, moment), 0)
     if command.amount > available:
         raise InsufficientFunds(payer, command.amount, available, held)
     if account is None:
         open_at(state, command.actor, payer, moment)
         account = state.accounts[key]
-    facts: dict[str, Any] = {
-        "for": command.account_id,
-        "hold_us": command.hold_us,
-        "expire_time_us": now_us + command.hold_us,
-    }
-    if command.price_version:
-        facts["price_version"] = command.price_version
-    if command.reference:
-        facts["reference"] = command.reference
-    if account.lots:
-        pins = pick(state, account, command.amount, now_us)
-        facts |= {"pins": pins, "lots": moves((pins, 0, 1))}
     entry = entry_on(
         account,
         "reserve",
@@ -101,10 +92,28 @@ def reserve(state: State, command: Reserve, moment: Moment) -> Outcome:
         held_change=command.amount,
         created_by=command.actor,
         reservation_id=command.reservation_id,
-        facts=facts,
+        facts=_hold_facts(state, account, command, moment),
     )
     apply(state, entry, now_us)
     return Outcome(state.accounts[key], state.reservations[reservation_key], False)
+
+
+def _hold_facts(state: State, account: Account, command: Reserve, moment: Moment) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "for": command.account_id,
+        "hold_us": command.hold_us,
+        "expire_time_us": moment.now_us + command.hold_us,
+    }
+    if command.price_version:
+        facts["price_version"] = command.price_version
+    if command.reference:
+        facts["reference"] = command.reference
+    if account.lots:
+        pins = pick(state, account, command.amount, moment.now_us)
+        facts |= {"pins": pins, "lots": moves((pins, 0, 1))}
+    if account.team:
+        facts |= {"peer": command.account_id, "counts": counts(command.account_id, moment.day, command.amount)}
+    return facts
 
 
 def preview(state: State, command: Preview, moment: Moment) -> Outcome:
@@ -183,6 +192,8 @@ def _commit_late(
 ) -> Outcome:
     account = state.accounts[found.payer_account_id, TOKEN]
     refuse_unusable(account)
+    if found.spend_day:
+        refuse_over_limit(state, found.payer_account_id, found.account_id, found.spend_day, amount, moment)
     if amount > account.available:
         raise InsufficientFunds(account.account_id, amount, account.available, account.held)
     if account.lots:
@@ -360,6 +371,8 @@ def _change(
     back: Return | None = None,
 ) -> Outcome:
     """Makes the entry that changes a reservation and its payer's account, and deals with what it brings back."""
+    if found.spend_day:
+        facts = {**facts, **counted_facts(found, balance_change, held_change)}
     entry = entry_on(
         state.accounts[found.payer_account_id, TOKEN],
         kind,

@@ -52,9 +52,11 @@ from services.wallet.holdings import (
     State,
     read_pins,
 )
+from services.wallet.sharing_commands import ChangeMember, OpenTeam, RemoveMember, SetMember
 from services.wallet.store_economy import EconomyNames, load_economy
 from services.wallet.store_reads import Reads
 from services.wallet.store_rows import encode, journal_entry, statements
+from services.wallet.store_sharing import SharingNames, load_sharing
 from services.wallet.sweep import end_due, next_end_us
 
 SWEEP_HOLDS_MAX = 1_000
@@ -74,6 +76,7 @@ class Names(NamedTuple):
     operations: set[OperationKey]
     changes: set[Key]
     economy: EconomyNames
+    sharing: SharingNames
 
 
 class Due(NamedTuple):
@@ -109,7 +112,7 @@ class Store(Reads):
         names = _names(commands)
         for _ in range(ROUNDS_MAX):
             async with self._database.transaction() as tx:
-                state, head, moment, due = await self._load(tx, names, payers)
+                state, head, moment, due = await self._load(tx, commands, names, payers)
                 if unlocked := _unlocked_payers(state):
                     # Either a Reserve repeats a key and names another payer than before, or another replica made the
                     # reservation after this group had learnt who pays. Locks are taken in order: begin again with all.
@@ -123,7 +126,7 @@ class Store(Reads):
                 return results
         raise StoreUnavailable("more holds are due at once than a group may sweep")
 
-    async def _load(self, tx: Transaction, names: Names, payers: set[str]) -> Loaded:
+    async def _load(self, tx: Transaction, commands: Sequence[Command], names: Names, payers: set[str]) -> Loaded:
         account_ids = names.accounts | payers
         if names.settled:
             keys = encode(sorted(names.settled))
@@ -143,7 +146,9 @@ class Store(Reads):
         await _load_lots(tx, state, names.grants)
         moment = Moment(max(await tx.now_us(), head.time_us), self._rules, self._zone)
         await load_economy(tx, state, names.economy, account_ids, moment)
-        return Loaded(state, head, moment, await _load_due(tx, state, moment.now_us))
+        due = await _load_due(tx, state, moment.now_us)
+        await load_sharing(tx, state, names.sharing, commands, moment)
+        return Loaded(state, head, moment, due)
 
     async def open(self, epoch: str) -> int:
         """Starts the ledger if nobody has yet; gives the scale of TOKEN, which the first start has fixed for ever."""
@@ -155,7 +160,7 @@ class Store(Reads):
 
 
 def _names(commands: Iterable[Command]) -> Names:
-    names = Names(set(), set(), set(), set(), set(), set(), EconomyNames())
+    names = Names(set(), set(), set(), set(), set(), set(), EconomyNames(), SharingNames())
     for command in commands:
         _NAMING[type(command)](names, command)
     names.reservations.update(names.settled)
@@ -214,6 +219,11 @@ def _name_rules(names: Names, _command: PutRules) -> None:
     names.economy.puts = True
 
 
+def _name_team(names: Names, command: OpenTeam | ChangeMember) -> None:
+    names.accounts.add(command.team_id)
+    names.sharing.add_team(command)
+
+
 _NAMING: Final[Mapping[type, Callable[[Names, Any], None]]] = {
     OpenAccount: _name_account,
     Sweep: _name_account,
@@ -231,6 +241,9 @@ _NAMING: Final[Mapping[type, Callable[[Names, Any], None]]] = {
     Convert: _name_earner,
     Award: _name_earner,
     PutRules: _name_rules,
+    OpenTeam: _name_team,
+    SetMember: _name_team,
+    RemoveMember: _name_team,
 }
 
 

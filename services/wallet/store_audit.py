@@ -19,6 +19,7 @@ from services.wallet.holdings import (
     AccountKey,
     CounterRecord,
     Earning,
+    Entry,
     GrantRecord,
     Lot,
     Operation,
@@ -27,6 +28,7 @@ from services.wallet.holdings import (
     State,
     Streak,
 )
+from services.wallet.sharing import Member, Shared, Team, TeamChange
 from services.wallet.store_rows import encode, entry_of, statements
 
 PAGE_ROWS: Final = 5_000
@@ -66,6 +68,9 @@ PROJECTIONS: Final = (
     Projection("earnings", FaultKind.KEY, Earning, (0, 1)),
     Projection("streaks", FaultKind.KEY, Streak, (0,)),
     Projection("rule_sets", FaultKind.KEY, RuleSetRecord, (0,)),
+    Projection("teams", FaultKind.KEY, Team, (0,)),
+    Projection("members", FaultKind.KEY, Member, (0, 1)),
+    Projection("team_changes", FaultKind.KEY, TeamChange, (0, 1)),
 )
 CHECKS: Final = (
     ("check_holds", FaultKind.HOLD, "held tokens are not the sum of the open reservations"),
@@ -288,18 +293,27 @@ async def _load(tx: Transaction, replayed: Sequence[Replayed]) -> State:
             {(e.account_id, each[0], each[1]) for e in entries for each in e.facts.get("counts", ())}
         ),
         "find_streaks": sorted({(entry.account_id,) for entry in entries if "streak" in entry.facts}),
+        **_named_teams(entries),
     }
     queries = [(name, {"keys": encode(keys)}) for name, keys in asked.items()]
-    accounts, held, granted, found, counted, streaks = await tx.rows_all(queries)
+    accounts, held, granted, found, counted, streaks, teams, members = await tx.rows_all(queries)
     state = State(
         accounts={(row[0], row[1]): Account(*row) for row in accounts},
         reservations={(row[0], row[1]): Reservation(*row) for row in held},
         grants={(row[0], row[1]): GrantRecord(*row) for row in granted},
         counters={(row[0], row[1], row[2]): CounterRecord(*row) for row in counted},
         streaks={row[0]: Streak(*row) for row in streaks},
+        shared=Shared(
+            teams={row[0]: Team(*row) for row in teams}, members={(row[0], row[1]): Member(*row) for row in members}
+        ),
     )
     state.add_lots(Lot(*row) for row in found)
     return state
+
+
+def _named_teams(entries: Sequence[Entry]) -> dict[str, Sequence[Any]]:
+    changed = [(entry.account_id, entry.facts["peer"]) for entry in entries if entry.kind in ("member", "unmember")]
+    return {"find_teams": sorted({(team_id,) for team_id, _ in changed}), "find_members": sorted(set(changed))}
 
 
 def _subject(key: Sequence[Any]) -> str:

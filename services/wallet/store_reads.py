@@ -147,7 +147,8 @@ async def _end_due(tx: Transaction, state: State, account_id: str, moment: Momen
             after_revision=after_revision,
             limit=DUE_HOLDS_MAX,
         )
-        due = [Reservation(*row) for row in rows]
+        # Who of a team has spent what is not asked here, and so not counted.
+        due = [Reservation(*row)._replace(spend_day=0) for row in rows]
         state.reservations = {(each.created_by, each.reservation_id): each for each in due}
         more = len(due) == DUE_HOLDS_MAX
         end_due(state, [account_id], moment, due[-1].expire_time_us if more else moment.now_us + 1)

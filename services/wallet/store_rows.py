@@ -7,6 +7,7 @@ from typing import TypeVar
 from services.chassis import journal
 from services.chassis.database import Rows
 from services.wallet.holdings import TOKEN, Account, CounterRecord, Entry, GrantRecord, Lot, Reservation, State, Streak
+from services.wallet.sharing import Shared, Team
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -39,6 +40,7 @@ def account_update(account: Account) -> tuple[object, ...]:
         account.state,
         account.lots,
         account.worked,
+        account.team,
     )
 
 
@@ -80,6 +82,11 @@ def streak_update(each: Streak) -> tuple[object, ...]:
     return (each.account_id, each.day, each.days, each.best_days, each.grace_day, each.revision)
 
 
+def team_update(team: Team) -> tuple[object, ...]:
+    """The parameters of `update_team`."""
+    return (team.team_id, team.members, team.owners, team.revision)
+
+
 def statements(loaded: State, state: State) -> list[tuple[str, Rows]]:
     """What writes all that differs from what was loaded, but for the journal."""
     accounts, changed_accounts = changes(loaded.accounts, state.accounts)
@@ -111,7 +118,24 @@ def statements(loaded: State, state: State) -> list[tuple[str, Rows]]:
         written.append(("insert_earning", changes(loaded.earnings, state.earnings)[0]))
     if state.rule_sets:
         written.append(("insert_rule_set", changes(loaded.rule_sets, state.rule_sets)[0]))
+    if state.shared != _NOTHING_SHARED:
+        written += _sharing(loaded.shared, state.shared)
     return written
+
+
+_NOTHING_SHARED = Shared()
+
+
+def _sharing(loaded: Shared, shared: Shared) -> list[tuple[str, Rows]]:
+    teams, changed_teams = changes(loaded.teams, shared.teams)
+    members, changed_members = changes(loaded.members, shared.members)
+    return [
+        ("insert_team", teams),
+        ("update_team", [team_update(team) for team in changed_teams]),
+        ("insert_member", members),
+        ("update_member", list(changed_members)),
+        ("insert_team_change", changes(loaded.team_changes, shared.team_changes)[0]),
+    ]
 
 
 def _by_id(state: State) -> dict[int, Lot]:

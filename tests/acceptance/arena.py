@@ -117,7 +117,6 @@ class Arena:
         self.stack = stack
         self.gate = gate
         self.replicas: list[Replica] = []
-        self.kills = 0
         self._down: set[str] = set()
         self._postgres = postgres
 
@@ -132,7 +131,6 @@ class Arena:
 
     async def kill(self, victim: Victim, who: str = "") -> None:
         """SIGKILL; returns when it is gone. who: which batcher, where there are several."""
-        self.kills += 1
         if victim == "batcher":
             replica = self.replica(who or self.replicas[0].name)
             self._down.add(replica.name)

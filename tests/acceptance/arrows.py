@@ -12,7 +12,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +20,7 @@ import asyncpg
 import pytest
 
 from punchcard.wallet.v1 import wallet_pb2, wallet_pb2_grpc
+from sandbox.process import StartFailed
 from services.batcher.batch import ENDED
 from tests.acceptance.arena import Arena, Victim
 from tests.acceptance.crowd import FAULTS, Crowd
@@ -103,7 +104,9 @@ async def play(arena: Arena, strokes: Sequence[Stroke], name: str) -> Evidence:
     async with working(arena, name) as (crowd, work):
         async with asyncio.timeout(PATIENCE_SECONDS):
             for stroke, following in zip(strokes, [*strokes[1:], None], strict=True):
-                await reached(arena, held, work)
+                if not await reached(arena, held, work):
+                    arena.gate.disarm(held)
+                    break
                 after = await strike(arena, stroke, held, following, late)
                 held = after or held
             await work
@@ -116,14 +119,15 @@ async def play(arena: Arena, strokes: Sequence[Stroke], name: str) -> Evidence:
 
 @asynccontextmanager
 async def working(
-    arena: Arena, name: str, faults: Sequence[Mapping[str, Any]] = ()
+    arena: Arena, name: str, faults: Sequence[Mapping[str, Any]] = (), only: str = ""
 ) -> AsyncIterator[tuple[Crowd, asyncio.Task[None]]]:
     """Customers at work, whose tasks are chosen by seed and name; at the end nothing is held any more.
 
-    faults: of the twin, beside those of every round.
+    faults: of the twin, beside those of every round. only: the one job to be submitted, where it is not all.
     """
     crowd = Crowd(arena, f"round-{secrets.token_hex(4)}", f"{SEED}/{name}")
-    script = {"seed": SEED, "faults": [*FAULTS, *faults]}
+    crowd.errands = [errand for errand in crowd.errands if only in {"", errand.job_id}]
+    script = {"seed": SEED, "faults": [*faults, *FAULTS]}
     await asyncio.to_thread(twin, arena.stack, "PUT", "faults", script)
     work = asyncio.create_task(crowd.work())
     supervision = asyncio.create_task(arena.supervise())
@@ -136,15 +140,24 @@ async def working(
         await asyncio.gather(supervision, work, return_exceptions=True)
 
 
-async def reached(arena: Arena, held: Held, work: asyncio.Task[None]) -> None:
-    """Returns when a call is held; fails with the load, if that does."""
+async def reached(arena: Arena, held: Held, work: asyncio.Task[None]) -> bool:
+    """Returns when a call is held; fails with the load, if that does. False: all is done, and so many calls of any kind
+    did not come.
+    """
     reaching = asyncio.create_task(held.reached.wait())
     try:
         async with asyncio.timeout(PATIENCE_SECONDS / 2):
             await asyncio.wait({reaching, work}, return_when=asyncio.FIRST_COMPLETED)
             if not reaching.done():
                 await work
-                await reaching
+            if held.point.operation == "*":
+                ending = asyncio.create_task(quiet(arena))
+                await asyncio.wait({reaching, ending}, return_when=asyncio.FIRST_COMPLETED)
+                ending.cancel()
+                await asyncio.gather(ending, return_exceptions=True)
+                return reaching.done()
+            await reaching
+            return True
     except TimeoutError:
         passed = {str(point): count for point, count in sorted(arena.gate.passed.items())}
         raise AssertionError(f"nothing came to {held.point}; what came by: {passed}") from None
@@ -167,7 +180,9 @@ async def strike(arena: Arena, stroke: Stroke, held: Held, following: Stroke | N
         waits.add(asyncio.ensure_future(after.reached.wait()))
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
-        starting.result()
+        with suppress(StartFailed):
+            # What it needs may still be locked, or gone: it is started again, as all that end by themselves.
+            starting.result()
     else:
         # The next stroke may cut it short; where it fails otherwise, the round does too.
         starting.add_done_callback(lambda start: start.cancelled() or start.exception())
@@ -189,12 +204,12 @@ OPEN: Final = (
 )
 
 
-async def quiet(arena: Arena) -> None:
-    """Returns when nothing is left to be done."""
+async def quiet(arena: Arena, *, provider: bool = True) -> None:
+    """Returns when nothing is left to be done. provider: nor by the provider."""
     url = database_urls(arena.stack)["batcher"]
 
     async def is_quiet() -> bool:
-        return not (any(await counted(url)) or await asyncio.to_thread(at_work, arena))
+        return not (any(await counted(url)) or (provider and await asyncio.to_thread(at_work, arena)))
 
     try:
         await until(is_quiet)

@@ -361,6 +361,22 @@ async def test_a_user_may_not_grant_itself_tokens(stack, alice):
     assert refusal.metadata == {"method": "/punchcard.wallet.v1.WalletService/Grant", "scope": "wallet.grant"}
 
 
+@pytest.mark.parametrize(
+    ("terms", "metadata"),
+    [
+        ({"max_price": 4}, {"max_price": "4"}),
+        ({"price_version": "v0"}, {"expected_version": "v0"}),
+    ],
+)
+async def test_a_job_that_would_cost_more_than_its_terms_allow_leaves_no_trace(stack, alice, terms, metadata):
+    """The price is looked at before the job is stored and before any token."""
+    async with nothing_changes(stack, alice):
+        refusal = await refused(alice.submit("dear", IMAGE_ID, lane=batcher_pb2.LANE_INSTANT, **terms))
+
+    assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "PRICE_CHANGED")
+    assert refusal.metadata == {"price": "5", "price_version": "v1", **metadata}
+
+
 async def test_too_few_tokens_are_refused_with_the_numbers_and_change_no_balance(stack, alice):
     """The refused job is remembered as REJECTED; no token moves, nothing is stored or bought."""
     async with customer_of(stack, "pauper") as pauper:

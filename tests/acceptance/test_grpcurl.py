@@ -25,7 +25,8 @@ WALLET = "punchcard.wallet.v1.WalletService"
 BATCHER = "punchcard.batcher.v1.BatcherService"
 IMAGE_ID = hashlib.sha256((SAMPLES / "cat.webp").read_bytes()).hexdigest()
 EVERY_SCOPE = (
-    f"{keys.USER_SCOPES} wallet.grant wallet.reserve wallet.settle wallet.earn wallet.admin job.admin act_for:*"
+    f"{keys.USER_SCOPES} wallet.grant wallet.reserve wallet.settle wallet.earn wallet.admin job.admin price.admin"
+    " act_for:*"
 )
 TIMEOUT_SECONDS = 60
 # What grpcurl adds to a status code to make its exit code; buf curl shifts it by three bits instead.
@@ -286,10 +287,12 @@ def test_a_call_without_a_token_says_so(shell, service):
 STORY = [
     "OpenAccount", "Grant", "PreviewReserve", "Reserve", "Amend", "Commit", "Refund", "BatchReserve",
     "ListReservations", "BatchSettle", "GetAccount", "GetReservation", "ListTransactions", "FreezeAccount",
-    "UnfreezeAccount", "UploadImage", "SubmitJob", "SubmitJobs", "GetJob", "ListJobs", "CancelJob", "WatchJob",
+    "UnfreezeAccount", "UploadImage", "QuoteJob", "PutPriceList", "RollOutPriceList", "WithdrawPriceList",
+    "ListPriceLists", "SubmitJob", "SubmitJobs", "GetJob", "ListJobs", "CancelJob", "WatchJob",
     "ListDeadJobs", "RetryJob", "GetBalanceAt", "WatchBalance", "ClaimDailyBonus", "RecordActivity", "ConvertPoints",
     "GrantAchievement", "GetEarnings", "PutEarningRules", "ListEarningRules", "RevokeGrant", "CloseAccount",
-    "ListDaySummaries", "VerifyLedger",
+    "ListDaySummaries", "OpenTeam", "SetMember", "GetTeam", "ListMembers", "GetSpending", "RemoveMember",
+    "VerifyLedger",
 ]  # fmt: skip
 ENDLESS = {"WatchBalance"}
 """Commands that run until their own time limit ends them."""

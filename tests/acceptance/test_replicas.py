@@ -30,8 +30,9 @@ from tests.acceptance.arrows import (
     verified,
     working,
 )
+from tests.acceptance.crowd import ORDINARY
 from tests.acceptance.gates import Held, Moment, Point
-from tests.acceptance.stacks import database_urls
+from tests.acceptance.stacks import books, database_urls
 from tests.batchers import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -42,7 +43,13 @@ TERMS_MAX: Final = 4.0
 """Two are promised; a machine that is busy with other things may take its time to begin a step."""
 
 # What a frozen replica has locked is free before its leases are over, as it is by the defaults.
-SETTINGS: Final = {"BATCHER_LEASE_SECONDS": str(LEASE_SECONDS), "BATCHER_DATABASE_TIMEOUT_SECONDS": "1"}
+SETTINGS: Final = {
+    "BATCHER_LEASE_SECONDS": str(LEASE_SECONDS),
+    "BATCHER_DATABASE_TIMEOUT_SECONDS": "1",
+    "BATCHER_RECONCILE_SECONDS": "1",
+}
+HIDDEN_WALKS: Final = 12
+"""More readings of the list than it takes to buy again what is not in it."""
 BOTH_SIDES: Final = (Moment.BEFORE, Moment.AFTER)
 POINTS: Final = [Point(operation, moment) for operation in PRESENT for moment in BOTH_SIDES]
 
@@ -156,6 +163,35 @@ async def proven(
 async def test_a_create_of_a_replica_that_freezes_and_wakes_up_late_buys_nothing(arena, request):
     """The others close its attempt and buy the batch; when its create arrives, it names a file that is gone."""
     await proven(arena, request, Point("batches.create", Moment.BEFORE), Absence.FROZEN, Fate.LAST)
+
+
+@pytest.mark.slow
+async def test_a_second_batch_that_a_frozen_replica_had_bought_is_found_and_cancelled_and_charged_to_nobody(
+    arena, request
+):
+    """The provider's list hides the first one until the others have closed its attempt and bought it again."""
+    faults = [
+        {"name": "batch_listed_late", "parameters": {"walks": HIDDEN_WALKS}},
+        {"name": "stalls", "model": ORDINARY, "parameters": {"after_lines": 0, "late_seconds": None}},
+    ]
+    held = arena.gate.arm(Point("batches.create", Moment.AFTER))
+    with replayable(request):
+        async with (
+            asyncio.timeout(PATIENCE_SECONDS),
+            working(arena, request.node.name, faults, only="plain-0") as (crowd, work),
+        ):
+            await reached(arena, held, work)
+            first = (await asyncio.to_thread(books, arena.stack))["batches"][-1]
+            gone = arena.replica(held.who)
+            gone.freeze()
+            await work
+            await quiet(arena, provider=False)
+            await come_back(arena, gone, held, Absence.FROZEN, Fate.LAST)
+            await quiet(arena)
+        await verified(arena, crowd)
+    batches = (await asyncio.to_thread(books, arena.stack))["batches"]
+    same = [row for row in batches if row["metadata"]["batch_id"] == first["metadata"]["batch_id"]]
+    assert [row["status"] for row in same] == ["cancelled", "completed"]
 
 
 @pytest.mark.slow

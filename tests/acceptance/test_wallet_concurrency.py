@@ -25,7 +25,7 @@ SPREAD_ACCOUNTS = [f"user-{number}" for number in range(10_000)]
 RESERVED = 75
 GRANTED = 500
 REPLICAS = {"sqlite": 1, "postgres": 3}
-OF_EARNING = {"earn", "convert"}
+OF_OTHERS = {"earn", "convert", "team", "member", "unmember"}
 """What no command of WalletService asks for."""
 
 
@@ -112,7 +112,7 @@ async def check_under_load(wallet: Wallet, replicas: list[Replica], load: Load, 
     assert sampler.samples > 2
     # The load was one: each kind of command was done and refused. What ends by itself may not have had the time.
     assert {DONE, REPLAYED, "INSUFFICIENT_FUNDS", "RESERVATION_NOT_FOUND"} <= set(load.words), load.words
-    assert {entry.kind for entry in ledger.entries} >= set(KINDS) - BY_THEMSELVES - OF_EARNING
+    assert {entry.kind for entry in ledger.entries} >= set(KINDS) - BY_THEMSELVES - OF_OTHERS
     assert [process.log() for process in wallet.processes if "masked_error" in process.log()] == []
 
 

@@ -379,6 +379,34 @@ async def test_the_server_ends_a_statement_by_itself_where_the_replica_that_sent
                 await connection.execute("UPDATE coins SET count = 2", timeout=60)
 
 
+async def test_the_server_ends_a_transaction_whose_replica_froze_between_two_parts_of_a_statement(
+    postgres_url: str, migrations: Path, sql_folder: Path
+):
+    """There it is neither idle nor does a statement run. What it had locked is free again."""
+    migrate(postgres_url, migrations)
+    async with (
+        await connect(postgres_url, [sql_folder]) as other,
+        await connect(postgres_url, [sql_folder], timeout_seconds=0.5) as frozen,
+    ):
+        async with other.transaction() as tx:
+            await tx.run("insert_coin", name="cent", count=1)
+
+        async def freeze() -> None:
+            async with frozen.transaction() as tx:
+                await tx.row("coin", name="cent")
+                # A statement to parse, and never the message that closes the request.
+                parse = b"\0SELECT 1\0\0\0"
+                transport = tx._connection._con._transport  # type: ignore[attr-defined]
+                transport.write(b"P" + (len(parse) + 4).to_bytes(4) + parse)
+                async with other.transaction() as next_in_line:
+                    locked.append(await next_in_line.row("coin", name="cent"))
+
+        locked: list[object] = []
+        with pytest.raises(StoreUnavailable):
+            await freeze()
+        assert len(locked) == 1
+
+
 async def test_a_statement_that_takes_too_long_is_an_unavailable_store(
     postgres_url: str, migrations: Path, sql_folder: Path
 ):

@@ -10,8 +10,9 @@ from aiohttp import web
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from punchcard.batcher.v1 import batcher_pb2, error_reason_pb2
+from punchcard.batcher.v1 import batcher_pb2, error_reason_pb2, pricing_pb2
 from punchcard.wallet.v1 import wallet_pb2
+from services.batcher import grpc_pricing
 from services.batcher.grpc_api import ERRORS, SCOPES, SERVICE
 from services.batcher.object_store import ObjectStore
 from services.chassis.errors import CHASSIS_ROWS
@@ -403,7 +404,9 @@ def test_every_method_has_a_scope_and_every_reason_is_in_the_proto():
         f"/{SERVICE}/{method.name}" for method in batcher_pb2.DESCRIPTOR.services_by_name["BatcherService"].methods
     }
     known = set(error_reason_pb2.ErrorReason.keys())
+    pricing = pricing_pb2.DESCRIPTOR.services_by_name["PricingService"].methods
     assert set(SCOPES) == methods
+    assert set(grpc_pricing.SCOPES) == {f"/{grpc_pricing.SERVICE}/{method.name}" for method in pricing}
     assert {f"ERROR_REASON_{row.reason}" for row in ERRORS.rows.values()} == known - {"ERROR_REASON_UNSPECIFIED"}
     assert set(CHASSIS_ROWS) < set(ERRORS.rows)
 

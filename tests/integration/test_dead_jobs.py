@@ -117,7 +117,9 @@ async def test_a_retry_is_a_new_job_of_the_same_content_at_todays_price_and_the_
 
 async def test_a_retry_is_priced_by_the_list_of_now(sandbox, idle):
     await died(idle, "a")
-    async with sandbox.batcher(cycle_seconds=1e6, price_instant=3, price_version="v2") as client:
+    async with sandbox.batcher(
+        cycle_seconds=1e6, price_instant=3, price_version="v2", price_notice_seconds=0
+    ) as client:
         job = (await client.call("RetryJob", retry("a", "a.again"))).job
 
     assert (job.price, job.price_version) == (3, "v2")

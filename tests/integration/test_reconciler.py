@@ -99,13 +99,13 @@ async def test_answers_bought_after_the_backup_are_delivered_again_and_neither_b
 
 
 async def test_a_batch_that_still_runs_is_taken_over_although_its_input_file_is_gone(slow_sandbox):
-    """As after a submission in doubt, whose file was deleted: then the result files tell whose it is."""
+    """As after each batch that has ended, whose input is deleted: then the result files tell whose it is."""
     sandbox = slow_sandbox
     backup = await backup_with(sandbox, "a")
     async with sandbox.batcher() as client:
         job = await client.ended("a")
     (bought,) = sandbox.provider.bought()
-    sandbox.provider.twin._folder.delete_file(bought.input_file_id)
+    assert bought.input_file_id not in sandbox.provider.twin._folder.files
     restore(sandbox.folder / "batcher.db", backup)
     async with sandbox.batcher() as client:
         again = await client.ended("a")
@@ -214,11 +214,15 @@ async def test_a_second_batch_that_can_not_be_cancelled_yet_is_tried_again_and_k
     sandbox.provider.fault = twice
     async with sandbox.batcher(**OFTEN) as client:
         await submitted(client, "a")
+
+        async def tried_again():
+            return sum(call.endswith("/cancel") for call in sandbox.provider.requests) == 2
+
+        await until(tried_again)
         job = await client.ended("a")
 
     assert job.state == SUCCEEDED
     assert refusals == ["create", "cancel"]
-    assert sum(call.endswith("/cancel") for call in sandbox.provider.requests) == 2
     assert await sandbox.wallet.balance("alice") == (9, 0)
 
 
@@ -232,9 +236,9 @@ async def test_a_batch_that_the_provider_does_not_know_stops_all_buying_until_it
             return missing() if request.path.startswith("/v1/batches/batch_") else await handle()
 
         sandbox.provider.fault = unknown
-        await waits_for(client, "a", "an operator: batch unknown")
+        await waits_for(client, "a", "held for an operator: batch unknown")
         await submitted(client, "b")
-        await waits_for(client, "b", "an operator: the provider does not know the batch batch_")
+        await waits_for(client, "b", "held for an operator: the provider does not know the batch batch_")
         assert len(sandbox.provider.bought()) == 1
         sandbox.provider.fault = None
         jobs = [await client.ended(job_id) for job_id in ("a", "b")]
@@ -270,9 +274,9 @@ async def test_another_identity_stops_all_buying_until_it_is_changed_back(slow_s
 
     sandbox.provider.fault = other_project
     async with counting(Finding.IDENTITY_CHANGED, 1), sandbox.batcher(batch_jobs=1, openai_project="wrong") as client:
-        await waits_for(client, "a", "an operator: the batch was submitted under another provider identity")
+        await waits_for(client, "a", "held for an operator: the batch was submitted under another provider identity")
         await submitted(client, "b")
-        await waits_for(client, "b", "an operator: a batch was bought under another provider identity")
+        await waits_for(client, "b", "held for an operator: a batch was bought under another provider identity")
     assert await bought_is(sandbox, 1)
     sandbox.provider.fault = None
     async with sandbox.batcher(openai_project="right") as client:
@@ -314,9 +318,9 @@ async def test_a_batch_that_an_operator_gives_up_fails_its_jobs_costs_nothing_an
             return missing() if request.path.startswith(f"/v1/batches/{first.id}") else await handle()
 
         sandbox.provider.fault = unknown
-        await waits_for(client, "a", "an operator: ")
+        await waits_for(client, "a", "held for an operator: ")
         await submitted(client, "b")
-        await waits_for(client, "b", "an operator: ")
+        await waits_for(client, "b", "held for an operator: ")
         batch_id = (await client.get("a")).batch_id
         printed = await run_command(sandbox, "give-up", batch_id)
         again = await run_command(sandbox, "give-up", batch_id)

@@ -19,6 +19,16 @@ class Down:
         return True
 
 
+class Free:
+    """Nothing speaks against buying."""
+
+    async def is_begun(self):
+        return True
+
+    async def obstacle(self):
+        return ""
+
+
 @pytest.fixture
 async def stores(database_url):
     async with opened_stores(database_url) as opened:
@@ -27,7 +37,7 @@ async def stores(database_url):
 
 def replica(stores):
     limits = SubmitterLimits(CYCLE_US, 10, 50, 10**6, 100, 1.0, 0, 0, PATIENCE, LIMITS)
-    return Submitter(stores.batches, None, Down(), None, limits, new_uid, lambda: None)
+    return Submitter(stores.batches, None, Down(), None, limits, new_uid, lambda: None, Free())
 
 
 async def taken_over(stores):

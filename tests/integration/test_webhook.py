@@ -45,11 +45,13 @@ class Taker:
 
     def __init__(self, http):
         self.hastened = 0
+        self.told_of = set()
         self.webhooks = Webhooks(SECRET, self._hasten)
         self._http = http
 
-    def _hasten(self):
+    async def _hasten(self, batch_ids):
         self.hastened += 1
+        self.told_of |= set(batch_ids)
 
     async def post(self, body, headers=None, path=PATH):
         """The status of the answer."""
@@ -61,10 +63,14 @@ class Taker:
         """How often the poll was hastened once what was taken is through."""
 
         async def through():
-            return self.webhooks._gathering is None
+            return self.webhooks._gathering is None and not self.webhooks._telling
 
         await until(through)
         return self.hastened
+
+
+async def nothing(_batch_ids):
+    """Nobody is told."""
 
 
 @pytest.fixture
@@ -91,6 +97,7 @@ async def test_many_ends_at_once_hasten_one_poll(taker):
     bodies = [event(batch_id=f"batch_{number}") for number in range(20)]
     assert set(await asyncio.gather(*(taker.post(body) for body in bodies))) == {204}
     assert await taker.told() == 1
+    assert taker.told_of == {f"batch_{number}" for number in range(20)}
 
 
 async def test_a_message_that_comes_again_is_answered_and_hastens_nothing(taker):
@@ -171,7 +178,7 @@ async def test_requests_beyond_the_bound_are_told_to_come_again_and_slow_ones_ar
 async def test_the_messages_that_are_remembered_are_bounded(monkeypatch):
     monkeypatch.setattr(webhook, "SEEN_MAX", 3)
     now = 0.0
-    taker = Webhooks(SECRET, lambda: None, lambda: now)
+    taker = Webhooks(SECRET, nothing, lambda: now)
 
     assert [taker._is_new(name) for name in "abcd"] == [True] * 4
     assert not taker._is_new("d")
@@ -185,9 +192,9 @@ async def test_beyond_loopback_webhooks_are_taken_only_with_tls_or_insecure(tmp_
     async with sandbox_in(tmp_path) as sandbox:
         changes = {"webhook_address": "0.0.0.0:0", "openai_webhook_secret": SECRET}
         with pytest.raises(RefusesToStart, match=r"0\.0\.0\.0:0 is beyond loopback"):
-            async with webhooks(sandbox.batcher_settings(**changes), lambda: None):
+            async with webhooks(sandbox.batcher_settings(**changes), nothing):
                 pass
-        async with webhooks(sandbox.batcher_settings(insecure=True, **changes), lambda: None):
+        async with webhooks(sandbox.batcher_settings(insecure=True, **changes), nothing):
             pass
 
 
@@ -221,3 +228,44 @@ async def test_a_webhook_brings_answers_home_long_before_the_poll_and_a_forged_o
 
     assert (forged, true, before) == (400, 204, [])
     assert (job.state, job.settlement.charged) == (batcher_pb2.JOB_STATE_SUCCEEDED, 1)
+
+
+async def test_a_webhook_at_any_replica_has_its_one_batch_asked_about_by_the_replica_that_polls(
+    tmp_path, postgres_url, http
+):
+    """The first replica holds the poller's lease and takes no webhooks; the second takes one, of one of two batches."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    patience = {"poll_seconds": 1e6, "batch_jobs": 1}
+    taking = {**patience, "webhook_address": f"127.0.0.1:{port}", "openai_webhook_secret": SECRET}
+    async with (
+        sandbox_in(tmp_path, postgres_url) as sandbox,
+        sandbox.batcher(**patience) as client,
+        sandbox.batcher(**taking) as other,
+    ):
+        image = (await client.upload(picture())).image
+        for job_id in ("cat-1", "cat-2"):
+            await client.submit(job_id, image.image_id)
+
+        async def running():
+            jobs = [await client.get(job_id) for job_id in ("cat-1", "cat-2")]
+            return {job.state for job in jobs} == {batcher_pb2.JOB_STATE_RUNNING}
+
+        async def completed():
+            return [batch.status for batch in sandbox.provider.bought()] == ["completed"] * 2
+
+        await until(running)
+        await until(completed)
+        ours = (await client.get("cat-1")).batch_id
+        told, untold = sorted(sandbox.provider.bought(), key=lambda batch: batch.metadata["batch_id"] != ours)
+        body = event(batch_id=told.id)
+        async with http.post(f"http://127.0.0.1:{port}{PATH}", data=body, headers=signed(body)) as response:
+            assert response.status == 204
+        job = await other.ended("cat-1")
+        waiting = await other.get("cat-2")
+
+    assert job.state == batcher_pb2.JOB_STATE_SUCCEEDED
+    assert waiting.state == batcher_pb2.JOB_STATE_RUNNING
+    assert f"GET /v1/batches/{told.id}" in sandbox.provider.requests
+    assert f"GET /v1/batches/{untold.id}" not in sandbox.provider.requests

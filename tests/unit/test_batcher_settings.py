@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.batcher.job import Lane
+from services.batcher.price_list import plain_list
 from services.batcher.settings import BatcherSettings
 from services.chassis.settings import render_example
 
@@ -21,8 +22,8 @@ def test_defaults_are_a_working_set():
     settings = BatcherSettings.load()
     assert (settings.cycle_seconds, settings.batch_jobs, settings.image_transport) == (300, 100, "inline")
     assert settings.image_limits().pixels_max == 50_000_000
-    (prices,) = settings.prices()
-    assert (prices.version, prices.lanes) == ("v1", {Lane.BATCH: 1, Lane.INSTANT: 5})
+    assert settings.prices() == (plain_list("v1", {Lane.BATCH: 1, Lane.INSTANT: 5}),)
+    assert settings.notice_us() == 60_000_000
 
 
 def test_the_providers_key_has_two_names(monkeypatch: pytest.MonkeyPatch):
@@ -71,7 +72,7 @@ def test_a_file_of_prices_takes_their_place(tmp_path: Path):
     path = tmp_path / "prices.json"
     path.write_text('[{"version": "2", "lanes": {"BATCH": 2, "INSTANT": 7}}]')
     (prices,) = BatcherSettings.load(prices_file=path).prices()
-    assert (prices.version, prices.lanes[Lane.INSTANT]) == ("2", 7)
+    assert prices == plain_list("2", {Lane.BATCH: 2, Lane.INSTANT: 7})
     path.write_text('[{"version": "2", "lanes": {"BATCH": 0}}]')
     with pytest.raises(ValueError, match="positive"):
         BatcherSettings.load(prices_file=path).prices()

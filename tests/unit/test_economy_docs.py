@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from services.batcher.pricing import DEFAULT_PRICES
+from services.batcher.settings import BatcherSettings
 from services.wallet.economy import EarningRules, write_rules
 
 PAGE = (Path(__file__).parents[2] / "docs" / "economy.md").read_text()
@@ -20,8 +20,8 @@ def documented() -> dict[str, list[int]]:
 
 def declared() -> Iterator[tuple[str, list[int]]]:
     """The same of the code."""
-    for lane, price in DEFAULT_PRICES[-1].lanes.items():
-        yield lane.name, [price]
+    for lane in ("BATCH", "INSTANT"):
+        yield lane, [BatcherSettings.model_fields[f"price_{lane.lower()}"].default]
     for rule, value in json.loads(write_rules(RULES)).items():
         if isinstance(value, int):
             yield rule, [value]

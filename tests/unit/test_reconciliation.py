@@ -34,12 +34,21 @@ ADOPT = Verdict(Act.ADOPT, Finding.FORGOTTEN_BATCH)
 STATUSES = ["validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"]
 LIVE = {"validating", "in_progress", "finalizing"}
 
-submissions = st.none() | st.builds(
-    OPEN._replace,
-    state=st.sampled_from(SubmissionState),
-    input_file_id=st.sampled_from(["", "file-1"]),
-    provider_batch_id=st.sampled_from(["", "batch_1", "batch_2"]),
-    attempt=st.integers(1, 3),
+# Only one that was adopted names a batch of the provider: the table has a CHECK for it.
+submissions = (
+    st.none()
+    | st.builds(
+        OPEN._replace,
+        state=st.sampled_from([SubmissionState.OPEN, SubmissionState.ABANDONED]),
+        input_file_id=st.sampled_from(["", "file-1"]),
+        attempt=st.integers(1, 3),
+    )
+    | st.builds(
+        ADOPTED._replace,
+        input_file_id=st.sampled_from(["", "file-1"]),
+        provider_batch_id=st.sampled_from(["batch_1", "batch_2"]),
+        attempt=st.integers(1, 3),
+    )
 )
 known_batches = st.none() | st.builds(
     PLANNED._replace, state=st.sampled_from(State), submission=st.integers(1, 3), provider_batch_id=st.just("batch_1")

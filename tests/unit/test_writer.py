@@ -25,6 +25,8 @@ from services.wallet.commands import (
 from services.wallet.economy import EarningRules, Rules, write_rules
 from services.wallet.errors import InsufficientFunds
 from services.wallet.holdings import State
+from services.wallet.sharing import Role
+from services.wallet.sharing_commands import OpenTeam, RemoveMember, SetMember
 from services.wallet.writer import CODEC, COMMANDS
 
 NOW = Moment(1_000_000, Rules(earning=EarningRules()))
@@ -47,6 +49,9 @@ EVERY: list[Command] = [
     Convert("alice", "alice", "v1", 1),
     Award("boss", "alice", "profile_complete"),
     PutRules("boss", "2", None, 10, "2", write_rules(EarningRules())),
+    OpenTeam("boss", "team", "alice"),
+    SetMember("boss", "team", "m1", "alice", "bob", int(Role.MEMBER), 5, None),
+    RemoveMember("boss", "team", "m2", "alice", "bob"),
 ]
 
 

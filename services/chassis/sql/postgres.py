@@ -26,8 +26,11 @@ _LOST: Final = {"08", "53", "57", "58"}
 _DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 # Data corrupted, index corrupted.
 _DAMAGED: Final = {"XX001", "XX002"}
+# The server has ended a transaction that took too long: idle, or as a whole.
+_ENDED: Final = {"25P03", "25P04"}
 # Of statement timeouts: how long the server keeps a transaction whose client says nothing.
 _IDLE_TIMEOUTS_MAX: Final = 2
+_BOUNDS_TRANSACTIONS: Final = 17
 
 T = TypeVar("T")
 
@@ -114,7 +117,7 @@ class PostgresDatabase(Database):
                     "application_name": "punchcard",
                     # A replica that has vanished, or sleeps, must not hold the journal's head for long: neither by a
                     # transaction that has it, nor by others of its own that wait in line behind that one.
-                    "idle_in_transaction_session_timeout": str(int(timeout_seconds * 1000 * _IDLE_TIMEOUTS_MAX)),
+                    "idle_in_transaction_session_timeout": str(_idle_ms(timeout_seconds)),
                     "statement_timeout": str(int(timeout_seconds * 1000)),
                 },
             )
@@ -125,7 +128,7 @@ class PostgresDatabase(Database):
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """READ COMMITTED: each statement sees what was committed before it began."""
-        async with self._begun(_BEGIN) as tx:
+        async with self._begun(_BEGIN, bounded=True) as tx:
             yield tx
 
     @asynccontextmanager
@@ -135,9 +138,14 @@ class PostgresDatabase(Database):
             yield tx
 
     @asynccontextmanager
-    async def _begun(self, begin: str) -> AsyncIterator[Transaction]:
+    async def _begun(self, begin: str, *, bounded: bool = False) -> AsyncIterator[Transaction]:
+        """bounded: the server ends it when it lasts too long, be its client asleep in the middle of a statement, where
+        the limits of the session do not reach. Older servers know no such limit.
+        """
         connection = await self._taken()
         tx = _PostgresTransaction(self._statements, connection)
+        if bounded and connection.get_server_version().major >= _BOUNDS_TRANSACTIONS:
+            begin += f"; SET LOCAL transaction_timeout = {_idle_ms(self._timeout_seconds)}"
         try:
             await tx.call(connection.execute, begin)
             yield tx
@@ -176,6 +184,10 @@ class PostgresDatabase(Database):
                 await self._pool.release(connection, timeout=self._timeout_seconds)
 
 
+def _idle_ms(timeout_seconds: float) -> int:
+    return int(timeout_seconds * 1000 * _IDLE_TIMEOUTS_MAX)
+
+
 def _is_lost(connection: Connection) -> bool:
     try:
         return connection.is_closed()
@@ -194,7 +206,7 @@ def _translated(error: Exception, closed: bool) -> Exception:
             return Conflict(str(error))
         if state in _DAMAGED:
             return StoreDamaged(str(error))
-        return StoreUnavailable(str(error)) if state[:2] in _LOST else error
+        return StoreUnavailable(str(error)) if state[:2] in _LOST or state in _ENDED else error
     # An InterfaceError on an open connection is our own mistake, a wrong argument, and no lost database.
     if closed or isinstance(error, OSError | asyncpg.InternalClientError):
         return StoreUnavailable(str(error) or "the database did not answer in time")

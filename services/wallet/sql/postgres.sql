@@ -79,6 +79,35 @@ SELECT * FROM streaks WHERE account_id = :account_id;
 -- What an account has used since a day, and for ever.
 SELECT * FROM counters WHERE account_id = :account_id AND (day = 0 OR day >= :since_day) ORDER BY counter, day;
 
+-- name: load_teams(keys)
+-- Their accounts are locked, and they with them; so are their members.
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN teams t ON t.team_id = k.value ->> 0;
+
+-- name: load_members(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN members t ON t.team_id = k.value ->> 0 AND t.member_id = k.value ->> 1;
+
+-- name: load_team_changes(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN team_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
+
+-- name: get_team(team_id)
+SELECT * FROM teams WHERE team_id = :team_id;
+
+-- name: get_member(team_id, member_id)
+SELECT * FROM members WHERE team_id = :team_id AND member_id = :member_id AND role > 0;
+
+-- name: list_members(team_id, after_member_id, limit)
+SELECT * FROM members WHERE team_id = :team_id AND member_id > :after_member_id AND role > 0
+ORDER BY member_id LIMIT :limit::bigint;
+
+-- name: list_due_spending(account_id, now_us)
+-- What of a team's holds still counts for members and should not, because the time of those holds has passed.
+SELECT account_id AS member_id, spend_day, sum(reserved - released)::bigint AS due FROM reservations
+WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us <= :now_us AND spend_day > 0
+GROUP BY account_id, spend_day;
+
 -- name: load_issued()
 -- What was ever granted; it stands still while the head of the journal is locked.
 SELECT -balance AS issued FROM system_accounts WHERE account_id = '@issue' AND asset = 'TOKEN';
@@ -131,32 +160,34 @@ FROM walk JOIN journal j ON j.revision = walk.revision WHERE walk.time_us <= :ti
 -- name: list_due_accounts(now_us, limit)
 SELECT account_id FROM accounts WHERE due_time_us <= :now_us ORDER BY due_time_us LIMIT :limit::bigint;
 
--- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked)!
+-- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked, team)!
 -- No upsert: when two replicas open one account, the second must fail here and run its group again.
-INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked)
+INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked,
+    team)
 SELECT * FROM unnest(
     :account_id::text[], :asset::text[], :balance::bigint[], :held::bigint[], :due_time_us::bigint[],
-    :create_time_us::bigint[], :revision::bigint[], :state::bigint[], :lots::bigint[], :worked::bigint[]
+    :create_time_us::bigint[], :revision::bigint[], :state::bigint[], :lots::bigint[], :worked::bigint[], :team::bigint[]
 );
 
--- name: update_account(account_id, asset, balance, held, due_time_us, revision, state, lots, worked)!
+-- name: update_account(account_id, asset, balance, held, due_time_us, revision, state, lots, worked, team)!
 UPDATE accounts AS t SET balance = n.balance, held = n.held, due_time_us = n.due_time_us, revision = n.revision,
-    state = n.state, lots = n.lots, worked = n.worked
+    state = n.state, lots = n.lots, worked = n.worked, team = n.team
 FROM unnest(
     :account_id::text[], :asset::text[], :balance::bigint[], :held::bigint[], :due_time_us::bigint[],
-    :revision::bigint[], :state::bigint[], :lots::bigint[], :worked::bigint[]
-) AS n(account_id, asset, balance, held, due_time_us, revision, state, lots, worked)
+    :revision::bigint[], :state::bigint[], :lots::bigint[], :worked::bigint[], :team::bigint[]
+) AS n(account_id, asset, balance, held, due_time_us, revision, state, lots, worked, team)
 WHERE t.account_id = n.account_id AND t.asset = n.asset;
 
--- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision, pins)!
+-- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision, pins, spend_day)!
 INSERT INTO reservations (created_by, reservation_id, account_id, payer_account_id, state, reserved, committed,
     released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount,
-    commit_late, revision, pins)
+    commit_late, revision, pins, spend_day)
 SELECT * FROM unnest(
     :created_by::text[], :reservation_id::text[], :account_id::text[], :payer_account_id::text[], :state::bigint[],
     :reserved::bigint[], :committed::bigint[], :released::bigint[], :expired::bigint[], :refunded::bigint[],
     :hold_us::bigint[], :expire_time_us::bigint[], :create_time_us::bigint[], :price_version::text[],
-    :reference::text[], :commit_amount::bigint[], :commit_late::bigint[], :revision::bigint[], :pins::text[]
+    :reference::text[], :commit_amount::bigint[], :commit_late::bigint[], :revision::bigint[], :pins::text[],
+    :spend_day::bigint[]
 );
 
 -- name: update_reservation(created_by, reservation_id, state, committed, released, expired, refunded, expire_time_us, commit_amount, commit_late, revision, pins)!
@@ -258,6 +289,42 @@ INSERT INTO rule_sets (version, actor, effective_time_us, at_once, rollout_perce
 SELECT * FROM unnest(
     :version::text[], :actor::text[], :effective_time_us::bigint[], :at_once::bigint[], :rollout_percent::bigint[],
     :cohort::text[], :document::text[], :revision::bigint[]
+);
+
+-- name: insert_team(team_id, created_by, owner_id, members, owners, create_time_us, revision)!
+INSERT INTO teams (team_id, created_by, owner_id, members, owners, create_time_us, revision)
+SELECT * FROM unnest(
+    :team_id::text[], :created_by::text[], :owner_id::text[], :members::bigint[], :owners::bigint[],
+    :create_time_us::bigint[], :revision::bigint[]
+);
+
+-- name: update_team(team_id, members, owners, revision)!
+UPDATE teams AS t SET members = n.members, owners = n.owners, revision = n.revision
+FROM unnest(
+    :team_id::text[], :members::bigint[], :owners::bigint[], :revision::bigint[]
+) AS n(team_id, members, owners, revision)
+WHERE t.team_id = n.team_id;
+
+-- name: insert_member(team_id, member_id, role, day_limit, month_limit, revision)!
+INSERT INTO members (team_id, member_id, role, day_limit, month_limit, revision)
+SELECT * FROM unnest(
+    :team_id::text[], :member_id::text[], :role::bigint[], :day_limit::bigint[], :month_limit::bigint[],
+    :revision::bigint[]
+);
+
+-- name: update_member(team_id, member_id, role, day_limit, month_limit, revision)!
+UPDATE members AS t SET role = n.role, day_limit = n.day_limit, month_limit = n.month_limit, revision = n.revision
+FROM unnest(
+    :team_id::text[], :member_id::text[], :role::bigint[], :day_limit::bigint[], :month_limit::bigint[],
+    :revision::bigint[]
+) AS n(team_id, member_id, role, day_limit, month_limit, revision)
+WHERE t.team_id = n.team_id AND t.member_id = n.member_id;
+
+-- name: insert_team_change(created_by, change_id, team_id, kind, acting_id, member_id, role, day_limit, month_limit, revision)!
+INSERT INTO team_changes (created_by, change_id, team_id, kind, acting_id, member_id, role, day_limit, month_limit, revision)
+SELECT * FROM unnest(
+    :created_by::text[], :change_id::text[], :team_id::text[], :kind::text[], :acting_id::text[],
+    :member_id::text[], :role::bigint[], :day_limit::bigint[], :month_limit::bigint[], :revision::bigint[]
 );
 
 -- name: move_system_account(account_id, asset, change)!
@@ -419,6 +486,33 @@ SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN rule_sets t 
 
 -- name: count_rule_sets()
 SELECT count(*) AS count FROM rule_sets;
+
+-- name: page_teams(after_a, limit)
+SELECT * FROM teams WHERE team_id > :after_a ORDER BY team_id LIMIT :limit::bigint;
+
+-- name: find_teams(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN teams t ON t.team_id = k.value ->> 0;
+
+-- name: count_teams()
+SELECT count(*) AS count FROM teams;
+
+-- name: page_members(after_a, after_b, limit)
+SELECT * FROM members WHERE (team_id, member_id) > (:after_a, :after_b) ORDER BY team_id, member_id LIMIT :limit::bigint;
+
+-- name: find_members(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN members t ON t.team_id = k.value ->> 0 AND t.member_id = k.value ->> 1;
+
+-- name: count_members()
+SELECT count(*) AS count FROM members;
+
+-- name: page_team_changes(after_a, after_b, limit)
+SELECT * FROM team_changes WHERE (created_by, change_id) > (:after_a, :after_b) ORDER BY created_by, change_id LIMIT :limit::bigint;
+
+-- name: find_team_changes(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN team_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
+
+-- name: count_team_changes()
+SELECT count(*) AS count FROM team_changes;
 
 -- name: list_system_accounts()
 SELECT account_id, asset, balance FROM system_accounts;

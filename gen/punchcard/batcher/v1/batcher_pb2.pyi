@@ -30,9 +30,9 @@ class _LaneEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Lane.ValueType],
     LANE_UNSPECIFIED: _Lane.ValueType  # 0
     """Refused on input."""
     LANE_BATCH: _Lane.ValueType  # 1
-    """Within 24 hours, mostly in minutes: 1 token."""
+    """Within 24 hours, mostly in minutes: 1 token, unless another price list is in force."""
     LANE_INSTANT: _Lane.ValueType  # 2
-    """At once: 5 tokens."""
+    """At once: 5 tokens, unless another price list is in force."""
 
 class Lane(_Lane, metaclass=_LaneEnumTypeWrapper):
     """How fast, and at what price, a job is done."""
@@ -40,9 +40,9 @@ class Lane(_Lane, metaclass=_LaneEnumTypeWrapper):
 LANE_UNSPECIFIED: Lane.ValueType  # 0
 """Refused on input."""
 LANE_BATCH: Lane.ValueType  # 1
-"""Within 24 hours, mostly in minutes: 1 token."""
+"""Within 24 hours, mostly in minutes: 1 token, unless another price list is in force."""
 LANE_INSTANT: Lane.ValueType  # 2
-"""At once: 5 tokens."""
+"""At once: 5 tokens, unless another price list is in force."""
 Global___Lane: _TypeAlias = Lane  # noqa: Y015
 
 class _Detail:
@@ -695,6 +695,8 @@ class SubmitJobRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     ALLOW_BATCH_FALLBACK_FIELD_NUMBER: _builtins.int
+    MAX_PRICE_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose job it is."""
     job_id: _builtins.str
@@ -715,6 +717,12 @@ class SubmitJobRequest(_message.Message):
     """Only with LANE_INSTANT: go on as a batch job, for its price, when the provider does not answer at once for reasons that
     are not the job's fault.
     """
+    max_price: _builtins.int
+    """Refuse the job with PRICE_CHANGED if it costs more than this; absent means at any price. With price_version it is a condition
+    of accepting the job and no part of what its key stands for: a job that was accepted before is answered all the same.
+    """
+    price_version: _builtins.str
+    """Refuse the job with PRICE_CHANGED if it is priced by another list than this one; empty means by any."""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageSource]:
         """The images to ask about: one."""
@@ -742,14 +750,21 @@ class SubmitJobRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
         allow_batch_fallback: _builtins.bool = ...,
+        max_price: _builtins.int | None = ...,
+        price_version: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "deadline", b"deadline", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_max_price", b"_max_price", "deadline", b"deadline", "max_output_tokens", b"max_output_tokens", "max_price", b"max_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "account_id", b"account_id", "allow_batch_fallback", b"allow_batch_fallback", "deadline", b"deadline", "detail", b"detail", "images", b"images", "job_id", b"job_id", "labels", b"labels", "lane", b"lane", "max_output_tokens", b"max_output_tokens", "model", b"model", "payer_account_id", b"payer_account_id", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_max_price", b"_max_price", "account_id", b"account_id", "allow_batch_fallback", b"allow_batch_fallback", "deadline", b"deadline", "detail", b"detail", "images", b"images", "job_id", b"job_id", "labels", b"labels", "lane", b"lane", "max_output_tokens", b"max_output_tokens", "max_price", b"max_price", "model", b"model", "payer_account_id", b"payer_account_id", "price_version", b"price_version", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__max_price: _TypeAlias = _typing.Literal["max_price"]  # noqa: Y015
+    _WhichOneofArgType__max_price: _TypeAlias = _typing.Literal["_max_price", b"_max_price"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_output_tokens) -> _WhichOneofReturnType__max_output_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_price) -> _WhichOneofReturnType__max_price | None: ...
 
 Global___SubmitJobRequest: _TypeAlias = SubmitJobRequest  # noqa: Y015
 
@@ -1192,24 +1207,34 @@ class RetryJobRequest(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
     NEW_JOB_ID_FIELD_NUMBER: _builtins.int
+    MAX_PRICE_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose job it is."""
     job_id: _builtins.str
     """The key of the dead job."""
     new_job_id: _builtins.str
     """The key of the new one, chosen by the caller."""
+    max_price: _builtins.int
+    """As in SubmitJobRequest."""
+    price_version: _builtins.str
+    """As in SubmitJobRequest."""
     def __init__(
         self,
         *,
         account_id: _builtins.str = ...,
         job_id: _builtins.str = ...,
         new_job_id: _builtins.str = ...,
+        max_price: _builtins.int | None = ...,
+        price_version: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_price", b"_max_price", "max_price", b"max_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "job_id", b"job_id", "new_job_id", b"new_job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_price", b"_max_price", "account_id", b"account_id", "job_id", b"job_id", "max_price", b"max_price", "new_job_id", b"new_job_id", "price_version", b"price_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_price: _TypeAlias = _typing.Literal["max_price"]  # noqa: Y015
+    _WhichOneofArgType__max_price: _TypeAlias = _typing.Literal["_max_price", b"_max_price"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_price) -> _WhichOneofReturnType__max_price | None: ...
 
 Global___RetryJobRequest: _TypeAlias = RetryJobRequest  # noqa: Y015
 

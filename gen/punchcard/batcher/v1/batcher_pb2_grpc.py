@@ -122,8 +122,10 @@ class BatcherServiceServicer:
         An instant job with allow_batch_fallback that the provider is too busy or too broken for goes on as a batch job, at the
         price that this had when the job was accepted; what is held beyond it is given back at once.
 
+        It costs what the price list in force says when it is accepted, and never more than max_price; see PricingService.
+
         Scope: job.submit. Errors: IMAGE_NOT_FOUND, IMAGE_UNREADABLE and IMAGE_TOO_LARGE (inline images), IDEMPOTENCY_MISMATCH,
-        INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id, job_id) is the key; a job that was REJECTED for funds is
+        PRICE_CHANGED, INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id, job_id) is the key; a job that was REJECTED for funds is
         admitted anew. Limits: prompt up to 32 KiB, inline image up to 1 MiB, 16 labels.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-1", "images": [{"image_id": "'$IMAGE_ID'"}], "prompt": "What is this?", "lane": "LANE_BATCH"}' localhost:50052 punchcard.batcher.v1.BatcherService/SubmitJob
@@ -212,7 +214,7 @@ class BatcherServiceServicer:
         server's default deadline. The dead job stays as it is, and the new one names it in retry_of.
 
         Scope: job.submit. Errors: JOB_NOT_FOUND, JOB_NOT_DEAD, INVALID_FIELD (also: the job's model is no longer offered),
-        IMAGE_NOT_FOUND (erased since), IDEMPOTENCY_MISMATCH, INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id,
+        IMAGE_NOT_FOUND (erased since), IDEMPOTENCY_MISMATCH, PRICE_CHANGED, INSUFFICIENT_FUNDS, WALLET_REFUSED. Retry: safe, (account_id,
         new_job_id) is the key, as if the new job had been submitted with it.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "job_id": "cat-0", "new_job_id": "cat-0.again"}' localhost:50052 punchcard.batcher.v1.BatcherService/RetryJob

@@ -61,8 +61,28 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: {"expected_sha256": "...", "received_sha256": "..."}
     """
     ERROR_REASON_IDEMPOTENCY_MISMATCH: _ErrorReason.ValueType  # 12
-    """ALREADY_EXISTS. The job_id was used before with other content; the first field that differs is named.
-    Metadata: {"field": "prompt", "stored": "What?", "received": "Why?"} (long values are cut)
+    """ALREADY_EXISTS. The job_id, or the version of a price list, was used before with other content; the first field that differs
+    is named. Metadata: {"field": "prompt", "stored": "What?", "received": "Why?"} (long values are cut)
+    """
+    ERROR_REASON_PRICE_LIST_NOT_FOUND: _ErrorReason.ValueType  # 25
+    """NOT_FOUND. No such price list. Metadata: {"version": "2027-trial"}"""
+    ERROR_REASON_PRICE_LIST_WITHDRAWN: _ErrorReason.ValueType  # 26
+    """FAILED_PRECONDITION. The price list was withdrawn, so that it can't be rolled out. Metadata: {"version": "2027-trial"}"""
+    ERROR_REASON_PRICE_LIST_IN_FORCE: _ErrorReason.ValueType  # 27
+    """FAILED_PRECONDITION. The price list is in force, or was, so that it can't be withdrawn: put another one instead.
+    Metadata: {"version": "2027-trial", "effective_time": "2027-01-01T00:00:00Z"}
+    """
+    ERROR_REASON_ROLLOUT_SHRINKS: _ErrorReason.ValueType  # 28
+    """FAILED_PRECONDITION. The price list is rolled out further already, and a roll-out only grows.
+    Metadata: {"version": "2027-trial", "percent": "5", "current_percent": "10"}
+    """
+    ERROR_REASON_TOO_MANY_PRICE_LISTS: _ErrorReason.ValueType  # 29
+    """FAILED_PRECONDITION. So many price lists are in force or to come: roll one out to everybody, or withdraw one.
+    Metadata: {"limit": "100"}
+    """
+    ERROR_REASON_PRICE_CHANGED: _ErrorReason.ValueType  # 30
+    """FAILED_PRECONDITION. The job costs more than its max_price, or is priced by another list than its price_version; nothing was
+    reserved. Metadata: {"price": "6", "price_version": "v2", "max_price": "5"} or {..., "expected_version": "v1"}
     """
     ERROR_REASON_INSUFFICIENT_FUNDS: _ErrorReason.ValueType  # 13
     """FAILED_PRECONDITION. The wallet refused the tokens; submit the same job again after a top-up.
@@ -149,8 +169,28 @@ ERROR_REASON_CHECKSUM_MISMATCH: ErrorReason.ValueType  # 11
 Metadata: {"expected_sha256": "...", "received_sha256": "..."}
 """
 ERROR_REASON_IDEMPOTENCY_MISMATCH: ErrorReason.ValueType  # 12
-"""ALREADY_EXISTS. The job_id was used before with other content; the first field that differs is named.
-Metadata: {"field": "prompt", "stored": "What?", "received": "Why?"} (long values are cut)
+"""ALREADY_EXISTS. The job_id, or the version of a price list, was used before with other content; the first field that differs
+is named. Metadata: {"field": "prompt", "stored": "What?", "received": "Why?"} (long values are cut)
+"""
+ERROR_REASON_PRICE_LIST_NOT_FOUND: ErrorReason.ValueType  # 25
+"""NOT_FOUND. No such price list. Metadata: {"version": "2027-trial"}"""
+ERROR_REASON_PRICE_LIST_WITHDRAWN: ErrorReason.ValueType  # 26
+"""FAILED_PRECONDITION. The price list was withdrawn, so that it can't be rolled out. Metadata: {"version": "2027-trial"}"""
+ERROR_REASON_PRICE_LIST_IN_FORCE: ErrorReason.ValueType  # 27
+"""FAILED_PRECONDITION. The price list is in force, or was, so that it can't be withdrawn: put another one instead.
+Metadata: {"version": "2027-trial", "effective_time": "2027-01-01T00:00:00Z"}
+"""
+ERROR_REASON_ROLLOUT_SHRINKS: ErrorReason.ValueType  # 28
+"""FAILED_PRECONDITION. The price list is rolled out further already, and a roll-out only grows.
+Metadata: {"version": "2027-trial", "percent": "5", "current_percent": "10"}
+"""
+ERROR_REASON_TOO_MANY_PRICE_LISTS: ErrorReason.ValueType  # 29
+"""FAILED_PRECONDITION. So many price lists are in force or to come: roll one out to everybody, or withdraw one.
+Metadata: {"limit": "100"}
+"""
+ERROR_REASON_PRICE_CHANGED: ErrorReason.ValueType  # 30
+"""FAILED_PRECONDITION. The job costs more than its max_price, or is priced by another list than its price_version; nothing was
+reserved. Metadata: {"price": "6", "price_version": "v2", "max_price": "5"} or {..., "expected_version": "v1"}
 """
 ERROR_REASON_INSUFFICIENT_FUNDS: ErrorReason.ValueType  # 13
 """FAILED_PRECONDITION. The wallet refused the tokens; submit the same job again after a top-up.

@@ -52,6 +52,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. The earning rules of the account have no such activity, or no achievement of this name that a caller may report.
     Metadata: {"kind": "activity", "name": "share"}
     """
+    ERROR_REASON_TEAM_NOT_FOUND: _ErrorReason.ValueType  # 40
+    """NOT_FOUND. No such team, or the caller acts for none of its members: the two look alike on purpose.
+    Metadata: {"team_id": "team-1"}
+    """
     ERROR_REASON_IDEMPOTENCY_MISMATCH: _ErrorReason.ValueType  # 8
     """ALREADY_EXISTS. The key was used before with other content; the first field that differs is named.
     Values longer than 128 characters are cut.
@@ -83,6 +87,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. Amend may only lower the amount and move the expiry later.
     Metadata: {"reservation_id": "job-1", "field": "amount", "requested": "6", "current": "5"}
     """
+    ERROR_REASON_ROLE_TOO_LOW: _ErrorReason.ValueType  # 41
+    """PERMISSION_DENIED. The member who asks may not make this change of the team.
+    Metadata: {"team_id": "team-1", "account_id": "bob", "role": "MANAGER"}
+    """
     ERROR_REASON_ACCOUNT_CLOSED: _ErrorReason.ValueType  # 24
     """FAILED_PRECONDITION. The account was closed, which is for ever. Metadata: {"account_id": "alice"}"""
     ERROR_REASON_ACCOUNT_FROZEN: _ErrorReason.ValueType  # 25
@@ -93,12 +101,19 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_LOT_LIMIT: _ErrorReason.ValueType  # 27
     """FAILED_PRECONDITION. The account has as many lots as it may have. Metadata: {"account_id": "alice", "limit": "1000"}"""
+    ERROR_REASON_NOT_A_MEMBER: _ErrorReason.ValueType  # 42
+    """FAILED_PRECONDITION. A team pays for its members alone, and this account is none. Metadata: {"team_id": "team-1", "account_id": "bob"}"""
+    ERROR_REASON_LAST_OWNER: _ErrorReason.ValueType  # 43
+    """FAILED_PRECONDITION. The team would be left without an owner. Metadata: {"team_id": "team-1", "account_id": "alice"}"""
+    ERROR_REASON_MEMBER_LIMIT: _ErrorReason.ValueType  # 44
+    """FAILED_PRECONDITION. The team has as many members as it may have. Metadata: {"team_id": "team-1", "limit": "10000"}"""
     ERROR_REASON_DAILY_BONUS_CLAIMED: _ErrorReason.ValueType  # 32
     """FAILED_PRECONDITION. The account has claimed the bonus of this day by another key.
     Metadata: {"account_id": "alice", "resets_at": "2026-11-26T00:00:00Z"}
     """
     ERROR_REASON_LIMIT_REACHED: _ErrorReason.ValueType  # 33
-    """FAILED_PRECONDITION. So much may not be done before `resets_at`; `limited` says of what.
+    """FAILED_PRECONDITION. So much may not be done before `resets_at`; `limited` says of what: `convert`, `activity:<name>`,
+    or, on a team's account, `spend:<member>` in a day and `spend_month:<member>` in a month.
     Metadata: {"account_id": "alice", "limited": "convert", "requested": "3", "used": "4", "limit": "5", "resets_at": "2026-11-26T00:00:00Z"}
     """
     ERROR_REASON_RULES_LIMIT: _ErrorReason.ValueType  # 35
@@ -178,6 +193,10 @@ ERROR_REASON_RULE_NOT_FOUND: ErrorReason.ValueType  # 31
 """NOT_FOUND. The earning rules of the account have no such activity, or no achievement of this name that a caller may report.
 Metadata: {"kind": "activity", "name": "share"}
 """
+ERROR_REASON_TEAM_NOT_FOUND: ErrorReason.ValueType  # 40
+"""NOT_FOUND. No such team, or the caller acts for none of its members: the two look alike on purpose.
+Metadata: {"team_id": "team-1"}
+"""
 ERROR_REASON_IDEMPOTENCY_MISMATCH: ErrorReason.ValueType  # 8
 """ALREADY_EXISTS. The key was used before with other content; the first field that differs is named.
 Values longer than 128 characters are cut.
@@ -209,6 +228,10 @@ ERROR_REASON_AMEND_NOT_ALLOWED: ErrorReason.ValueType  # 15
 """FAILED_PRECONDITION. Amend may only lower the amount and move the expiry later.
 Metadata: {"reservation_id": "job-1", "field": "amount", "requested": "6", "current": "5"}
 """
+ERROR_REASON_ROLE_TOO_LOW: ErrorReason.ValueType  # 41
+"""PERMISSION_DENIED. The member who asks may not make this change of the team.
+Metadata: {"team_id": "team-1", "account_id": "bob", "role": "MANAGER"}
+"""
 ERROR_REASON_ACCOUNT_CLOSED: ErrorReason.ValueType  # 24
 """FAILED_PRECONDITION. The account was closed, which is for ever. Metadata: {"account_id": "alice"}"""
 ERROR_REASON_ACCOUNT_FROZEN: ErrorReason.ValueType  # 25
@@ -219,12 +242,19 @@ Metadata: {"account_id": "alice", "balance": "7", "held": "2"}
 """
 ERROR_REASON_LOT_LIMIT: ErrorReason.ValueType  # 27
 """FAILED_PRECONDITION. The account has as many lots as it may have. Metadata: {"account_id": "alice", "limit": "1000"}"""
+ERROR_REASON_NOT_A_MEMBER: ErrorReason.ValueType  # 42
+"""FAILED_PRECONDITION. A team pays for its members alone, and this account is none. Metadata: {"team_id": "team-1", "account_id": "bob"}"""
+ERROR_REASON_LAST_OWNER: ErrorReason.ValueType  # 43
+"""FAILED_PRECONDITION. The team would be left without an owner. Metadata: {"team_id": "team-1", "account_id": "alice"}"""
+ERROR_REASON_MEMBER_LIMIT: ErrorReason.ValueType  # 44
+"""FAILED_PRECONDITION. The team has as many members as it may have. Metadata: {"team_id": "team-1", "limit": "10000"}"""
 ERROR_REASON_DAILY_BONUS_CLAIMED: ErrorReason.ValueType  # 32
 """FAILED_PRECONDITION. The account has claimed the bonus of this day by another key.
 Metadata: {"account_id": "alice", "resets_at": "2026-11-26T00:00:00Z"}
 """
 ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 33
-"""FAILED_PRECONDITION. So much may not be done before `resets_at`; `limited` says of what.
+"""FAILED_PRECONDITION. So much may not be done before `resets_at`; `limited` says of what: `convert`, `activity:<name>`,
+or, on a team's account, `spend:<member>` in a day and `spend_month:<member>` in a month.
 Metadata: {"account_id": "alice", "limited": "convert", "requested": "3", "used": "4", "limit": "5", "resets_at": "2026-11-26T00:00:00Z"}
 """
 ERROR_REASON_RULES_LIMIT: ErrorReason.ValueType  # 35

@@ -122,6 +122,12 @@ class _TransactionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """An earning rule gave tokens."""
     TRANSACTION_KIND_CONVERT: _TransactionKind.ValueType  # 16
     """Points became tokens."""
+    TRANSACTION_KIND_TEAM: _TransactionKind.ValueType  # 20
+    """The account became a team."""
+    TRANSACTION_KIND_MEMBER: _TransactionKind.ValueType  # 21
+    """Somebody came into the team, or may do something else in it."""
+    TRANSACTION_KIND_UNMEMBER: _TransactionKind.ValueType  # 22
+    """Somebody left the team."""
 
 class TransactionKind(_TransactionKind, metaclass=_TransactionKindEnumTypeWrapper):
     """What a row of the journal records."""
@@ -160,6 +166,12 @@ TRANSACTION_KIND_EARN: TransactionKind.ValueType  # 15
 """An earning rule gave tokens."""
 TRANSACTION_KIND_CONVERT: TransactionKind.ValueType  # 16
 """Points became tokens."""
+TRANSACTION_KIND_TEAM: TransactionKind.ValueType  # 20
+"""The account became a team."""
+TRANSACTION_KIND_MEMBER: TransactionKind.ValueType  # 21
+"""Somebody came into the team, or may do something else in it."""
+TRANSACTION_KIND_UNMEMBER: TransactionKind.ValueType  # 22
+"""Somebody left the team."""
 Global___TransactionKind: _TypeAlias = TransactionKind  # noqa: Y015
 
 class _FaultKind:
@@ -529,6 +541,7 @@ class Transaction(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
     LOT_ID_FIELD_NUMBER: _builtins.int
+    PEER_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The row's place in the journal."""
     kind: Global___TransactionKind.ValueType
@@ -555,6 +568,8 @@ class Transaction(_message.Message):
     """The caller's reference, if any."""
     lot_id: _builtins.int
     """The lot that was made, lapsed or revoked, if any."""
+    peer_account_id: _builtins.str
+    """The other account concerned, if any: the member for whom a team pays, or whom a change of a team is about."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -576,10 +591,11 @@ class Transaction(_message.Message):
         key: _builtins.str = ...,
         reference: _builtins.str = ...,
         lot_id: _builtins.int = ...,
+        peer_account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "balance", b"balance", "balance_change", b"balance_change", "counterparty", b"counterparty", "created_by", b"created_by", "held", b"held", "held_change", b"held_change", "key", b"key", "kind", b"kind", "lot_id", b"lot_id", "reference", b"reference", "reservation_id", b"reservation_id", "revision", b"revision", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "balance", b"balance", "balance_change", b"balance_change", "counterparty", b"counterparty", "created_by", b"created_by", "held", b"held", "held_change", b"held_change", "key", b"key", "kind", b"kind", "lot_id", b"lot_id", "peer_account_id", b"peer_account_id", "reference", b"reference", "reservation_id", b"reservation_id", "revision", b"revision", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -791,7 +807,7 @@ class ReserveRequest(_message.Message):
     account_id: _builtins.str
     """The account that the work is for."""
     payer_account_id: _builtins.str
-    """The account that pays, when it is another one."""
+    """The account that pays, when it is another one. A team pays for its members alone, within their limits."""
     reservation_id: _builtins.str
     """The key, chosen by the caller."""
     amount: _builtins.int

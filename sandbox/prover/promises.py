@@ -1,0 +1,153 @@
+"""What the economy declares, held against every row that it writes. Written from the declarations, not from the code.
+
+Tokens come into the world by welcome, daily bonus, conversion, achievement and refund alone; each has a cap that
+follows from the rules, and is counted here by account and calendar day, from the rows of the journal.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, tzinfo
+from typing import Final
+
+from sandbox.prover.world import Row, World
+from services.wallet.economy import EarningRules
+from services.wallet.holdings import POINT, TOKEN, Entry
+
+FAUCETS: Final = frozenset({"grant", "earn", "convert", "refund"})
+
+
+class Promises:
+    """Watches one world, whose earning rules stay the same."""
+
+    def __init__(self, rules: EarningRules, zone: tzinfo) -> None:
+        self._rules = rules
+        self._zone = zone
+        self._welcomed: set[str] = set()
+        self._claims: defaultdict[str, list[int]] = defaultdict(list)
+        self._activities: Counter[tuple[str, int, str]] = Counter()
+        self._converted: Counter[tuple[str, int]] = Counter()
+        self._achieved: set[tuple[str, str]] = set()
+        self._committed: Counter[str] = Counter()
+        self._refunded: Counter[str] = Counter()
+
+    def broken(self, world: World, rows: Sequence[Row]) -> str | None:
+        """The first promise that one move has broken by what it wrote, or by what everybody has now."""
+        return self.broken_rules(rows) or (self.broken_sums(world) if rows else None)
+
+    def broken_rules(self, rows: Sequence[Row]) -> str | None:
+        """The first promise that the rows of one move break."""
+        return next(self._problems(rows), None)
+
+    def broken_sums(self, world: World) -> str | None:
+        """The first promise that is broken by what everybody has."""
+        return next(_of_accounts(world), None)
+
+    def _problems(self, rows: Sequence[Row]) -> Iterator[str]:
+        for row in rows:
+            entry, day = row.entry, self._day(row.time_us)
+            yield from self._of_rule(entry, day)
+            yield from _of_money(entry)
+        yield from self._of_conversion(rows)
+
+    def _day(self, time_us: int) -> int:
+        return datetime.fromtimestamp(time_us / 1_000_000, UTC).astimezone(self._zone).date().toordinal()
+
+    def _of_rule(self, entry: Entry, day: int) -> Iterator[str]:
+        match entry.kind, entry.facts.get("rule"):
+            case "grant", _:
+                yield from self._of_welcome(entry)
+            case "earn", "daily":
+                yield from self._of_claim(entry, day)
+            case "earn", "activity":
+                yield from self._of_activity(entry, day)
+            case "earn", "achievement":
+                yield from self._of_achievement(entry)
+            case "commit", _:
+                self._committed[entry.reservation_id] -= entry.balance_change
+            case "refund", _:
+                yield from self._of_refund(entry)
+
+    def _of_welcome(self, entry: Entry) -> Iterator[str]:
+        if entry.account_id in self._welcomed:
+            yield f"{entry.account_id} was welcomed twice"
+        if entry.balance_change != self._rules.welcome_bonus:
+            yield f"{entry.account_id} was welcomed with {entry.balance_change}"
+        self._welcomed.add(entry.account_id)
+
+    def _of_claim(self, entry: Entry, day: int) -> Iterator[str]:
+        """Once a day, and no more than the longest streak gives that these claims can make."""
+        claims = self._claims[entry.account_id]
+        if day in claims:
+            yield f"{entry.account_id} was paid twice for one day"
+        claims.append(day)
+        longest = self._longest_streak(claims)
+        if entry.balance_change > self._rules.daily(longest):
+            yield f"{entry.account_id} was paid {entry.balance_change} for a streak of at most {longest} days"
+
+    def _longest_streak(self, claims: list[int]) -> int:
+        """Days back from the last claim without a gap of more than one day, nor two forgiven gaps in one grace."""
+        days, forgiven = 1, 0
+        for later, earlier in zip(reversed(claims), reversed(claims[:-1]), strict=False):
+            missed = later - earlier - 1
+            too_soon = 0 < forgiven - (later - 1) < self._rules.grace_days
+            if missed and (missed > 1 or not self._rules.grace_days or too_soon):
+                break
+            forgiven = later - 1 if missed else forgiven
+            days += 1
+        return days
+
+    def _of_activity(self, entry: Entry, day: int) -> Iterator[str]:
+        name = entry.facts["name"]
+        declared = self._rules.activities.get(name)
+        if declared is None or entry.balance_change > declared.points:
+            yield f"{entry.account_id} got {entry.balance_change} points for {name}"
+            return
+        self._activities[entry.account_id, day, name] += 1
+        if self._activities[entry.account_id, day, name] > declared.per_day:
+            yield f"{name} of {entry.account_id} counted more than {declared.per_day} times in one day"
+
+    def _of_achievement(self, entry: Entry) -> Iterator[str]:
+        name = entry.facts["name"]
+        if (entry.account_id, name) in self._achieved:
+            yield f"{entry.account_id} was paid twice for {name}"
+        self._achieved.add((entry.account_id, name))
+        declared = self._rules.achievements.get(name)
+        if declared is None or entry.balance_change > (declared.points if entry.asset == POINT else declared.tokens):
+            yield f"{entry.account_id} got {entry.balance_change} for {name}"
+
+    def _of_conversion(self, rows: Sequence[Row]) -> Iterator[str]:
+        """Both sides of a conversion are in one transaction, and have the declared price."""
+        moved: Counter[tuple[str, str]] = Counter()
+        for entry, _ in rows:
+            if entry.kind == "convert":
+                moved[entry.account_id, entry.asset] += entry.balance_change
+        for account_id, asset in [key for key in moved if key[1] == TOKEN]:
+            tokens, day = moved[account_id, asset], self._day(rows[0].time_us)
+            if moved[account_id, POINT] != -tokens * self._rules.points_per_token:
+                yield f"{account_id} got {tokens} tokens for {-moved[account_id, POINT]} points"
+            self._converted[account_id, day] += tokens
+            if self._converted[account_id, day] > self._rules.tokens_per_day:
+                yield f"{account_id} converted more than {self._rules.tokens_per_day} tokens in one day"
+
+    def _of_refund(self, entry: Entry) -> Iterator[str]:
+        self._refunded[entry.reservation_id] += entry.balance_change
+        if self._refunded[entry.reservation_id] > self._committed[entry.reservation_id]:
+            yield f"more of {entry.reservation_id} was refunded than was ever paid for it"
+
+
+def _of_money(entry: Entry) -> Iterator[str]:
+    if entry.balance_change > 0 and entry.kind not in FAUCETS:
+        yield f"a {entry.kind} made {entry.balance_change} {entry.asset} from nothing"
+    if entry.balance_change and not entry.counterparty:
+        yield f"a {entry.kind} moved {entry.balance_change} {entry.asset} from nobody"
+
+
+def _of_accounts(world: World) -> Iterator[str]:
+    sums: Counter[str] = Counter()
+    for (account_id, asset), account in world.accounts.items():
+        sums[asset] += account.balance
+        if not 0 <= account.held <= account.balance:
+            yield f"{account_id} has {account.balance} {asset} and holds {account.held}"
+    for (_, asset), balance in world.state.system.items():
+        sums[asset] += balance
+    yield from (f"all {asset} come to {total}" for asset, total in sums.items() if total)

@@ -1,0 +1,38 @@
+"""What callers ask of the ledger about teams. Plain values, as in `commands`. Pure."""
+
+from typing import NamedTuple
+
+
+class OpenTeam(NamedTuple):
+    """Make an account a team; its id is the key."""
+
+    actor: str
+    team_id: str
+    owner_id: str
+
+
+class SetMember(NamedTuple):
+    """Take somebody into a team, or change what a member may do; (actor, change_id) is the key."""
+
+    actor: str
+    team_id: str
+    change_id: str
+    acting_id: str
+    """The member on whose behalf it is asked; empty for who may act for the team's own account."""
+    member_id: str
+    role: int
+    day_limit: int | None
+    month_limit: int | None
+
+
+class RemoveMember(NamedTuple):
+    """Take somebody out of a team; (actor, change_id) is the key."""
+
+    actor: str
+    team_id: str
+    change_id: str
+    acting_id: str
+    member_id: str
+
+
+ChangeMember = SetMember | RemoveMember

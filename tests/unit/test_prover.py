@@ -1,0 +1,73 @@
+"""The search finds each rule that is left out, nothing in the shipped rules, and a year keeps its books."""
+
+from datetime import UTC
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from sandbox.prover.__main__ import main
+from sandbox.prover.holes import HOLES
+from sandbox.prover.search import search, tell, told
+from sandbox.prover.year import year
+from services.wallet.economy import EarningRules, Rules
+
+RULES = Rules(earning=EarningRules())
+SEEDS = range(1, 61)
+SHORT = 8
+"""A finding is read by a person: so many moves at most."""
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/Havana"])
+def test_nothing_is_found_in_the_shipped_rules(zone):
+    finding = search(RULES, SEEDS, ZoneInfo(zone))
+    assert finding is None, told(finding)
+
+
+@pytest.mark.slow
+def test_nothing_is_found_in_the_shipped_rules_by_a_long_search():
+    finding = search(RULES, range(1_000, 6_000))
+    assert finding is None, told(finding)
+
+
+@pytest.mark.parametrize("name", sorted(HOLES))
+def test_a_rule_that_is_left_out_is_found_and_the_story_is_short(name):
+    hole = HOLES[name]
+    with hole.plant():
+        finding = search(RULES, SEEDS, zone_of=hole.zone_of)
+
+        assert finding is not None
+        assert len(finding.moves) <= SHORT, told(finding)
+        # No move of it can be left out.
+        for place in range(len(finding.moves)):
+            rest = [move for number, move in enumerate(finding.moves) if number != place]
+            assert tell(RULES, rest, UTC, hole.zone_of) is None
+    assert tell(RULES, finding.moves, UTC, HOLES["claims"].zone_of) is None
+
+
+def test_a_year_keeps_its_promises_and_its_supply_is_what_was_made_and_not_spent():
+    days = list(year(RULES, 60, 365, 7))
+
+    assert len(days) == 365
+    assert days[-1].users > days[0].users
+    supply = 0
+    for day in days:
+        supply += day.made - day.spent
+        assert day.supply == supply
+    assert all(min(day[1:]) >= 0 for day in days)
+
+
+def test_the_same_seed_gives_the_same_year():
+    assert list(year(RULES, 20, 30, 3)) == list(year(RULES, 20, 30, 3))
+
+
+def test_the_command_says_what_it_found_and_how_to_see_it_again(capsys):
+    assert main(["search", "--seeds", "5", "--hole", "claims"]) == 1
+    out = capsys.readouterr().out
+    assert "paid twice for one day" in out
+    assert "again: python -m sandbox.prover search --seed 1 --seeds 1 --hole claims" in out
+
+
+def test_the_command_prints_a_line_for_each_day(capsys):
+    assert main(["year", "--users", "10", "--days", "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["day", *(f"2026-01-0{day}" for day in range(1, 5))]
