@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -23,6 +24,8 @@ PAGES_AT_ONCE = 2
 LINE_BYTES_MAX = 16 * 1024 * 1024
 """Answers are far shorter. A line that is longer is none, whatever it says, and its job is judged as one without."""
 
+LEFTOVER_SECONDS = 24 * 3600
+"""Beyond this nobody needs a file any more, also of a replica that shares the folder."""
 TOO_LONG = b"...\n"
 LATE_LINES = Counter("batcher_late_lines", "Lines of attempts that were over, or of nobody, and dropped.")
 
@@ -153,3 +156,11 @@ def _result_of(line: LineResult | None, now_us: int, wait_us: int) -> Result | N
         return Result(*attempt_of, outcome)
     failure = Failure(outcome.code, outcome.message)
     return Result(*attempt_of, loss_of(failure, outcome.row, now_us, now_us + wait_us))
+
+
+def delete_leftovers(folder: Path, now_seconds: float) -> None:
+    """Deletes what killed processes left behind in the work folder."""
+    for path in folder.glob("*.jsonl*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < now_seconds - LEFTOVER_SECONDS:
+                path.unlink()
