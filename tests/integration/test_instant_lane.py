@@ -1,15 +1,22 @@
 """The instant lane against a provider that is busy, broken or silent, and a process that dies in the call."""
 
 import asyncio
+import contextlib
+import random
 import signal
+import sqlite3
 
+import grpc
 import pytest
 from aiohttp import web
 
 from punchcard.batcher.v1 import batcher_pb2
 from punchcard.wallet.v1 import wallet_pb2
+from services.batcher.instant_runner import LATE_ANSWERS
+from services.batcher.job import Lane, State
 from services.batcher.purchases import UNREAD
-from tests.batchers import picture, sandbox_in, until
+from tests.batchers import FINAL, picture, sandbox_in, until
+from tests.hand_run import now_us, replicas_in
 from tests.wallets import refused
 
 INSTANT = batcher_pb2.LANE_INSTANT
@@ -185,6 +192,145 @@ async def test_a_batcher_that_is_killed_in_the_call_tries_once_more_and_then_fal
     assert (job.state, job.lane, job.attempt, job.settlement.charged) == (SUCCEEDED, BATCH, 3, 1)
     assert sandbox.provider.requests.count(CALL) == 2
     assert await sandbox.wallet.balance("alice") == (9, 0)
+
+
+async def test_an_answer_that_comes_in_spite_of_a_cancel_is_delivered_and_charged(sandbox):
+    called, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(request, handle):
+        if request.path.endswith("/chat/completions"):
+            called.set()
+            await go_on.wait()
+        return await handle()
+
+    sandbox.provider.fault = slow
+    async with sandbox.batcher() as client:
+        await submitted(client, "now-1")
+        await called.wait()
+        await client.call("CancelJob", batcher_pb2.CancelJobRequest(account_id="alice", job_id="now-1"))
+        go_on.set()
+        job = await client.ended("now-1")
+
+    assert (job.state, job.cancel_requested, job.settlement.charged) == (SUCCEEDED, True, 5)
+    assert await sandbox.wallet.balance("alice") == (5, 0)
+
+
+async def test_a_job_that_is_cancelled_while_it_waits_for_a_call_to_end_is_never_asked(sandbox):
+    called, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(request, handle):
+        if request.path.endswith("/chat/completions"):
+            called.set()
+            await go_on.wait()
+        return await handle()
+
+    sandbox.provider.fault = slow
+    async with sandbox.batcher(instant_concurrency=1) as client:
+        await submitted(client, "now-1")
+        await called.wait()
+        await submitted(client, "now-2")
+        await client.call("CancelJob", batcher_pb2.CancelJobRequest(account_id="alice", job_id="now-2"))
+        go_on.set()
+        jobs = [await client.ended(job_id) for job_id in ("now-1", "now-2")]
+
+    assert [job.state for job in jobs] == [SUCCEEDED, batcher_pb2.JOB_STATE_CANCELLED]
+    assert sandbox.provider.requests.count(CALL) == 1
+    assert await sandbox.wallet.balance("alice") == (5, 0)
+
+
+async def test_a_job_whose_deadline_passes_in_the_call_ends_and_is_not_tried_again(sandbox):
+    """The call is given up when the job's time is over, long before the time that a call may take."""
+    fail_calls(sandbox, silence)
+    async with replicas_in(sandbox, instant_timeout_seconds=60.0) as (replica,):
+        await replica.queued("now-1", lane=Lane.INSTANT, deadline_us=now_us() + 1_000_000)
+
+        async def ended():
+            return (await replica.view("now-1")).settlement is not None
+
+        await until(ended)
+        await replica.settle()
+        view = await replica.view("now-1")
+
+    assert (view.job.state, view.job.lane, view.failure.code) == (State.EXPIRED, Lane.INSTANT, "deadline")
+    assert sandbox.provider.requests.count(CALL) == 1
+    assert await sandbox.wallet.balance("alice") == (10, 0)
+
+
+async def test_a_late_answer_is_dropped_and_counted_while_the_batch_answers_at_its_price(sandbox):
+    """Another replica takes the first for dead in its call, as if it had been frozen for longer than its lease."""
+    called, answer, dropped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slow(request, handle):
+        if request.path.endswith("/chat/completions"):
+            called.set()
+            await answer.wait()
+        elif request.path == "/v1/batches" and request.method == "POST":
+            await dropped.wait()
+        return await handle()
+
+    sandbox.provider.fault = slow
+    late = LATE_ANSWERS.labels(Lane.INSTANT)._value.get()
+
+    async def lowered():
+        return await sandbox.wallet.balance("alice") == (10, 1)
+
+    async def counted():
+        return LATE_ANSWERS.labels(Lane.INSTANT)._value.get() == late + 1
+
+    async with sandbox.batcher(instant_timeout_seconds=60.0, submit_timeout_seconds=2.9) as client:
+        await submitted(client, "now-1")
+        await called.wait()
+        with contextlib.closing(sqlite3.connect(sandbox.folder / "batcher.db")) as database, database:
+            database.execute("UPDATE attempts SET lease_time_us = 1")
+        async with sandbox.batcher(instant_timeout_seconds=60.0, submit_timeout_seconds=2.9, attempts_max=1):
+            await until(lowered)
+            answer.set()
+            await until(counted)
+            dropped.set()
+            job = await client.ended("now-1")
+
+    assert (job.state, job.lane, job.settlement.charged) == (SUCCEEDED, BATCH, 1)
+    assert sandbox.provider.requests.count(CALL) == 1
+    assert await sandbox.wallet.balance("alice") == (9, 0)
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_storm_of_refusals_and_cancels_ends_with_each_job_settled_once(sandbox, seed):
+    """Thirty jobs of which some may fall back, some are cancelled, and half of the calls fail. Replay: -k "storm and
+    [<seed>]".
+    """
+    dice = random.Random(seed)
+    failures = [saying(429, retry_after="0.01"), saying(500), saying(503), saying(400)]
+    running, most = 0, 0
+
+    async def stormy(request, handle):
+        nonlocal running, most
+        if not request.path.endswith("/chat/completions"):
+            return await handle()
+        running += 1
+        most = max(most, running)
+        response = await (dice.choice(failures)() if dice.random() < 0.5 else handle())
+        running -= 1
+        return response
+
+    sandbox.provider.fault = stormy
+    names = [f"now-{number}" for number in range(30)]
+    await sandbox.wallet.call("OpenAccount", wallet_pb2.OpenAccountRequest(account_id="alice"))
+    await sandbox.wallet.call("Grant", wallet_pb2.GrantRequest(account_id="alice", grant_id="more", amount=190))
+    async with sandbox.batcher(instant_concurrency=4) as client:
+        for name in names:
+            await submitted(client, name, allow_batch_fallback=dice.random() < 0.7)
+            if dice.random() < 0.3:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await client.call("CancelJob", batcher_pb2.CancelJobRequest(account_id="alice", job_id=name))
+        jobs = [await client.ended(name) for name in names]
+
+    assert most <= 4
+    for job in jobs:
+        assert job.state in FINAL
+        assert job.settlement.state == batcher_pb2.SETTLEMENT_STATE_SETTLED
+        assert job.settlement.charged == (job.price if job.state == SUCCEEDED else 0), job
+    assert await sandbox.wallet.balance("alice") == (200 - sum(job.settlement.charged for job in jobs), 0)
 
 
 async def test_only_an_instant_job_may_be_allowed_to_fall_back(sandbox):
