@@ -74,7 +74,7 @@ def write_rows(path: Path, transactions: int) -> float:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(
                 "INSERT INTO reservations VALUES ('bench', ?, 'account-1', 'account-1', 1, 1, 0, 0, 0, 0, 3600000000, "
-                "1795386816435573, 1795386756435573, 'v1', '', NULL, 0, 1, '')",
+                "1795386816435573, 1795386756435573, 'v1', '', NULL, 0, 1, '', 0)",
                 [(key,) for key in keys],
             )
             connection.executemany(

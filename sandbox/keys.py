@@ -32,7 +32,9 @@ WALLET: Final = "punchcard.wallet"
 BATCHER: Final = "punchcard.batcher"
 AUDIENCES: Final = {"wallet": (WALLET,), "batcher": (BATCHER,), "both": (WALLET, BATCHER)}
 
-USER_SCOPES: Final = "account.open wallet.read wallet.earn wallet.team image.upload job.submit job.read job.cancel"
+USER_SCOPES: Final = (
+    "account.open wallet.read wallet.earn wallet.team wallet.give image.upload job.submit job.read job.cancel"
+)
 """What a customer may do for itself."""
 OPERATOR_SCOPES: Final = "wallet.grant wallet.read act_for:*"
 BATCHER_SCOPES: Final = "wallet.reserve wallet.settle wallet.read account.open act_for:*"

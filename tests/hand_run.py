@@ -169,10 +169,10 @@ async def replicas_in(sandbox: Sandbox, count: int = 1, **changes: Any) -> Async
 async def _read_the_books(parts: Parts) -> None:
     """Compares the books with the provider's and the wallet's once, as nothing is bought before."""
     for loop in parts._reconcilers():
-        assert loop.lease is not None
-        assert await loop.lease.hold()
-        await loop.step()
-        await loop.lease.release()
+        if loop.lease is not None:
+            assert await loop.lease.hold()
+            await loop.step()
+            await loop.lease.release()
     assert await parts.purchases.is_begun()
 
 

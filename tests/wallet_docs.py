@@ -52,8 +52,11 @@ def reasons() -> dict[str, Reason]:
 
 
 def promises() -> dict[str, Promise]:
-    """Each method of WalletService, by its name."""
-    file = _file("wallet.proto")
+    """Each method of the wallet's services, by its name."""
+    return {name: promise for file in _files() if file.service for name, promise in _promises_of(file).items()}
+
+
+def _promises_of(file: FileDescriptorProto) -> dict[str, Promise]:
     comments = _comments(file)
     known = reasons().keys()
     methods = [method.name for method in file.service[0].method]
@@ -90,9 +93,13 @@ def _named(text: str, known: Collection[str]) -> frozenset[str]:
 
 
 def _file(name: str) -> FileDescriptorProto:
-    files = FileDescriptorSet.FromString(PROTOSET.read_bytes()).file
-    (file,) = [file for file in files if file.name == f"{PACKAGE}/{name}"]
+    (file,) = [file for file in _files() if file.name == f"{PACKAGE}/{name}"]
     return file
+
+
+def _files() -> list[FileDescriptorProto]:
+    files = FileDescriptorSet.FromString(PROTOSET.read_bytes()).file
+    return [file for file in files if file.name.startswith(f"{PACKAGE}/")]
 
 
 def _comments(file: FileDescriptorProto) -> dict[tuple[int, ...], str]:

@@ -15,15 +15,19 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
-from punchcard.wallet.v1 import error_reason_pb2, wallet_pb2
-from services.wallet.grpc_api import SERVICE
+from punchcard.wallet.v1 import earning_pb2, error_reason_pb2, wallet_pb2
 from tests.tokens import bearer
 from tests.wallet_audit import EVERYTHING, Row
 from tests.wallet_mix import MAKER
 from tests.wallets import EVERY_SCOPE
 
-METHODS: Final = wallet_pb2.DESCRIPTOR.services_by_name["WalletService"].methods_by_name
-METADATA: Final = bearer(MAKER, f"{EVERY_SCOPE} wallet.admin", audience="punchcard.wallet")
+METHODS: Final = {
+    name: method
+    for file in (wallet_pb2, earning_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for name, method in service.methods_by_name.items()
+}
+METADATA: Final = bearer(MAKER, f"{EVERY_SCOPE} wallet.earn wallet.admin", audience="punchcard.wallet")
 CALL_TIMEOUT_SECONDS: Final = 20.0
 DETAILS: Final = "grpc-status-details-bin"
 
@@ -83,7 +87,8 @@ class Wire:
 
     def send(self, method: str, raw: bytes) -> Answer:
         """The answer; of a stream its first message, behind which it is cancelled."""
-        path, descriptor = f"/{SERVICE}/{method}", METHODS[method]
+        descriptor = METHODS[method]
+        path = f"/{descriptor.containing_service.full_name}/{method}"
         parse = GetMessageClass(descriptor.output_type).FromString
         try:
             if not descriptor.server_streaming:
@@ -172,6 +177,24 @@ def watched(url: str) -> Iterator[Eye]:
         yield eye
 
 
+def _words_of_earning(name: str) -> dict[str, list[str]]:
+    keys = [f"{name}-key-{number}" for number in range(6)]
+    return {
+        "claim_id": keys,
+        "activity_id": keys,
+        "conversion_id": keys,
+        "activity": ["feedback", "share", "invite", "nap"],
+        "achievement": ["profile_complete", "first_job", "streak_7", "nap"],
+        "version": [f"{name}-{number}" for number in range(3)],
+        "cohort": ["", "trial"],
+        "rules_json": ["{}", '{"daily_bonus": 3}', '{"points_per_token": 1}', '{"daily_bonus": -1}', "[]", "{"],
+        "asset": ["", "TOKEN", "POINT", "EURO"],
+        "first_day": ["", "", "2026-01-01", "2026-02-30"],
+        "last_day": ["", "", "9999-12-30", "9999-12-31"],
+        "counterparty": ["", "", "@issue", "rich", "@", "a b"],
+    }
+
+
 HOLDS: Final = ("held", "late", "committed", "released", "small", "pinned")
 ACCOUNTS: Final = ("rich", "poor", "lots", "frozen", "closed")
 
@@ -206,6 +229,7 @@ class World:
             "payer_account_id": ["", "", "", "", "", *ACCOUNTS, "nobody"],
             "reference": ["", "why"],
             "price_version": ["", "v1"],
+            **_words_of_earning(name),
         }
         everything = sorted({word for some in words.values() for word in some} | set(self._tokens))
         tokens = [""] * 10 + self._tokens

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from sandbox.prover.search import ZoneOf, operators_zone
 from sandbox.prover.world import Move
-from services.wallet import earning, ledger, reservation
+from services.wallet import earning, gift, ledger, reservation
 from services.wallet.commands import Award, ClaimDaily, Convert, Moment, Outcome, Refund
 from services.wallet.economy_entry import points_of
 from services.wallet.holdings import State
@@ -65,6 +65,11 @@ HOLES: Final[Mapping[str, Hole]] = {
         "activities and conversions have no limit a day",
         lambda: patch.object(earning, "_refuse_over", lambda *_: None),
     ),
+    "welcome": Hole(
+        "what a new account was welcomed with can be given away",
+        lambda: patch.object(gift, "_refuse_more_than_free", lambda *_: None),
+    ),
+    "gifts": Hole("gifts have no limit a day", lambda: patch.object(gift, "_refuse_over", lambda *_: None)),
     "awards": Hole("an achievement is forgotten once it is paid", _instead(Award, _awards_again)),
     "points": Hole("a conversion leaves the points where they are", _instead(Convert, _keeps_the_points)),
     "refunds": Hole("what was refunded before is not counted", _instead(Refund, _refunds_again)),

@@ -13,7 +13,7 @@ from sandbox.prover.world import Row, World
 from services.wallet.economy import EarningRules
 from services.wallet.holdings import POINT, TOKEN, Entry
 
-FAUCETS: Final = frozenset({"grant", "earn", "convert", "refund"})
+FAUCETS: Final = frozenset({"grant", "earn", "convert", "refund", "receive"})
 
 
 class Promises:
@@ -29,6 +29,8 @@ class Promises:
         self._achieved: set[tuple[str, str]] = set()
         self._committed: Counter[str] = Counter()
         self._refunded: Counter[str] = Counter()
+        self._given: Counter[tuple[str, int]] = Counter()
+        self._opened_us: dict[str, int] = {}
 
     def broken(self, world: World, rows: Sequence[Row]) -> str | None:
         """The first promise that one move has broken by what it wrote, or by what everybody has now."""
@@ -46,8 +48,10 @@ class Promises:
         for row in rows:
             entry, day = row.entry, self._day(row.time_us)
             yield from self._of_rule(entry, day)
+            yield from self._of_gift(row, day)
             yield from _of_money(entry)
         yield from self._of_conversion(rows)
+        yield from _of_transfer(rows)
 
     def _day(self, time_us: int) -> int:
         return datetime.fromtimestamp(time_us / 1_000_000, UTC).astimezone(self._zone).date().toordinal()
@@ -115,6 +119,20 @@ class Promises:
         if declared is None or entry.balance_change > (declared.points if entry.asset == POINT else declared.tokens):
             yield f"{entry.account_id} got {entry.balance_change} for {name}"
 
+    def _of_gift(self, row: Row, day: int) -> Iterator[str]:
+        """So many a day; and a young account keeps as much as it was welcomed with."""
+        entry = row.entry
+        if entry.kind == "open":
+            self._opened_us[entry.account_id] = row.time_us
+        if entry.kind != "give":
+            return
+        self._given[entry.account_id, day] -= entry.balance_change
+        if self._given[entry.account_id, day] > self._rules.gifts_per_day:
+            yield f"{entry.account_id} gave more than {self._rules.gifts_per_day} tokens in one day"
+        age_days = (row.time_us - self._opened_us[entry.account_id]) / (24 * 3600 * 1_000_000)
+        if age_days < self._rules.welcome_lock_days and entry.balance - entry.held < self._rules.welcome_bonus:
+            yield f"{entry.account_id} gave away what it was welcomed with, after {age_days:.0f} days"
+
     def _of_conversion(self, rows: Sequence[Row]) -> Iterator[str]:
         """Both sides of a conversion are in one transaction, and have the declared price."""
         moved: Counter[tuple[str, str]] = Counter()
@@ -140,6 +158,12 @@ def _of_money(entry: Entry) -> Iterator[str]:
         yield f"a {entry.kind} made {entry.balance_change} {entry.asset} from nothing"
     if entry.balance_change and not entry.counterparty:
         yield f"a {entry.kind} moved {entry.balance_change} {entry.asset} from nobody"
+
+
+def _of_transfer(rows: Sequence[Row]) -> Iterator[str]:
+    passed = sum(entry.balance_change for entry, _ in rows if entry.counterparty == "@transfer")
+    if passed:
+        yield f"{passed} tokens came out of a transfer"
 
 
 def _of_accounts(world: World) -> Iterator[str]:

@@ -14,7 +14,10 @@ USERS: Final = 6
 BEGIN_US: Final = round(datetime(2026, 2, 26, 22, 30, tzinfo=UTC).timestamp()) * 1_000_000
 """Shortly before a midnight, so that days change early in a story."""
 HOUR_US: Final = 3600 * 1_000_000
+GOES_ON: Final = 0.5
+"""How often the same user does the same thing again at once: limits of a day are only met by who insists."""
 SHRINKS_MAX: Final = 2_000
+KINDS: Final = ("claim", "claim", "activity", "award", "convert", "reserve", "commit", "release", "refund", "give")
 ZoneOf = Callable[[Move, tzinfo], tzinfo]
 
 
@@ -82,19 +85,21 @@ def story(rules: Rules, rng: random.Random) -> list[Move]:
     users = [f"user-{number}" for number in range(USERS)]
     moves = [Move("open", user, f"open-{user}") for user in users]
     made: list[str] = []
+    user, kind = users[0], KINDS[0]
     for number in range(MOVES):
-        user, key = rng.choice(users), f"k{number}"
-        kind = rng.choice(("claim", "claim", "activity", "award", "convert", "reserve", "commit", "release", "refund"))
+        key, goes_on = f"k{number}", rng.random() < GOES_ON
+        if not goes_on:
+            user, kind = rng.choice(users), rng.choice(KINDS)
         what, amount = _what(kind, rules, rng, made), 0
-        if kind in ("reserve", "convert"):
-            amount = rng.randint(1, 6)
+        if kind in ("reserve", "convert", "give"):
+            amount = rng.randint(1, 9)
         if kind == "refund":
             amount = rng.choice((0, 1, 3))
         if kind == "reserve":
             made.append(key)
         if kind in ("claim", "activity", "convert") and rng.random() < 0.1:
             key = f"k{rng.randrange(number + 1)}"
-        moves.append(Move(kind, user, key, what, amount, _wait_us(rng), rng.choice((0, 0, -11, 13))))
+        moves.append(Move(kind, user, key, what, amount, 0 if goes_on else _wait_us(rng), rng.choice((0, 0, -11, 13))))
     return moves
 
 
@@ -102,6 +107,8 @@ def _what(kind: str, rules: Rules, rng: random.Random, made: Sequence[str]) -> s
     earning = rules.first_version
     if kind == "activity":
         return rng.choice(sorted(earning.activities))
+    if kind == "give":
+        return f"user-{rng.randrange(USERS)}"
     if kind == "award":
         return rng.choice(sorted(earning.achievements))
     return rng.choice(made[-8:]) if made and kind in ("commit", "release", "refund") else "none"

@@ -22,6 +22,7 @@ from services.wallet.commands import (
 from services.wallet.economy import Rules
 from services.wallet.errors import Refusal
 from services.wallet.holdings import Account, Entry, Reservation, State
+from services.wallet.sharing_commands import Give
 from services.wallet.sweep import end_due
 
 BACKEND: Final = "backend"
@@ -35,7 +36,7 @@ class Move(NamedTuple):
     who: str
     key: str
     what: str = ""
-    """An activity or achievement, or the key of the move that made a reservation."""
+    """An activity or achievement, who is given to, or the key of the move that made a reservation."""
     amount: int = 0
     wait_us: int = 0
     """How much time passes before it."""
@@ -109,6 +110,7 @@ _COMMANDS: Final[Mapping[str, Callable[[Move], Command]]] = {
     "reserve": _reserve,
     "commit": lambda move: Commit(BACKEND, BACKEND, move.what, move.amount or None, True),
     "release": lambda move: Release(BACKEND, BACKEND, move.what),
+    "give": lambda move: Give(move.who, move.who, move.what, move.key, move.amount, ""),
     "refund": lambda move: Refund(BACKEND, BACKEND, move.what, move.key, move.amount or None),
 }
 KINDS: Final = tuple(_COMMANDS)

@@ -9,7 +9,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ from services.batcher.provider_circuit import ProviderCircuit
 from services.batcher.purchases import Purchases
 from services.batcher.reconciler import Reconciler
 from services.batcher.renewer import Renewer
+from services.batcher.result_files import delete_leftovers
 from services.batcher.settings import BatcherSettings
 from services.batcher.settler import Settler
 from services.batcher.store import NewJob, Store, Submitted
@@ -64,7 +65,6 @@ INSTANT_ATTEMPTS_MAX: Final = 2
 QUICK_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 5.0
 RENEW_SECONDS: Final = 60.0
-LEFTOVER_SECONDS: Final = 24 * 3600
 # Jobs come and go by their age, so that caches help little; what is mapped counts as the process's own memory.
 SQLITE_MEMORY: Final = SqliteMemory(writer_cache_kib=16_384, reader_cache_kib=2_048, mapped_kib=0)
 
@@ -124,7 +124,8 @@ class Parts:
         settings = self.settings
         limits = PollerLimits(_us(settings.poll_seconds), settings.patience(), settings.job_limits())
         folder = settings.work_folder
-        return Poller(self.batches, self.objects, self.provider, folder, limits, new_id, self.settle.wake)
+        wake = self.settle.wake
+        return Poller(self.batches, self.objects, self.provider, folder, limits, new_id, wake, self.purchases)
 
     def _provider_is_back(self) -> None:
         """Asks about the running batches soon, and not only when their time comes."""
@@ -174,6 +175,7 @@ class Parts:
         paid = WalletReconciler(self.store, self.books, self.wallet, self.purchases, interval_us)
         seconds = min(SWEEP_SECONDS, self.settings.reconcile_seconds)
         return [
+            Loop("purchases", self.purchases.look, SWEEP_SECONDS),
             self._leased("reconciler", ours.step, seconds),
             self._leased("wallet_reconciler", paid.step, seconds),
         ]
@@ -354,7 +356,7 @@ async def opened(settings: BatcherSettings) -> AsyncIterator[tuple[Database, jou
 async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
     """A batcher that serves and works; at the end it is drained, and nothing that was begun is lost."""
     settings.work_folder.mkdir(parents=True, exist_ok=True)
-    await asyncio.to_thread(_tidy, settings.work_folder)
+    await asyncio.to_thread(delete_leftovers, settings.work_folder, time.time())
     async with AsyncExitStack() as stack:
         parts = Parts(settings, *await stack.enter_async_context(opened(settings)))
         stack.push_async_callback(parts.close)
@@ -385,14 +387,6 @@ async def running(settings: BatcherSettings) -> AsyncIterator[Server]:
         await stack.enter_async_context(webhooks(settings, parts.hasten))
         runner.start()
         yield server
-
-
-def _tidy(folder: Path) -> None:
-    """Deletes what killed processes left behind: a replica that shares the folder needs no file for so long."""
-    for path in folder.glob("*.jsonl*"):
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
-                path.unlink()
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def _answer(job: Job, refusal: Exception | None) -> Job | Exception:
 
 
 def _refusal(job: Job, refused: Refused) -> BatcherError:
+    numbers = {name: value for name, value in refused.metadata.items() if name != "account_id"}
     if refused.reason == "INSUFFICIENT_FUNDS":
-        numbers = {name: value for name, value in refused.metadata.items() if name != "account_id"}
         return InsufficientFunds(refused.metadata.get("account_id", job.payer_account_id), **numbers)
-    return WalletRefused(job.payer_account_id, refused.reason)
+    return WalletRefused(job.payer_account_id, refused.reason, refused.message, **numbers)

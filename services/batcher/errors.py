@@ -160,11 +160,12 @@ class InsufficientFunds(BatcherError):
 
 
 class WalletRefused(BatcherError):
-    """The wallet refused the job for another reason than funds."""
+    """The wallet refused the job for another reason than funds. numbers: the wallet's metadata of that reason."""
 
-    def __init__(self, account_id: str, wallet_reason: str) -> None:
+    def __init__(self, account_id: str, wallet_reason: str, wallet_message: str, **numbers: object) -> None:
         super().__init__(
-            f"The wallet refused the job: {wallet_reason}.", account_id=account_id, wallet_reason=wallet_reason
+            f"The wallet refused the job: {wallet_message} ({wallet_reason}).",
+            **{**numbers, "account_id": account_id, "wallet_reason": wallet_reason},
         )
 
 

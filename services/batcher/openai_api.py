@@ -34,7 +34,7 @@ from services.batcher.provider_circuit import ProviderCircuit
 CHUNK_BYTES = 1024 * 1024
 PAGE_BATCHES = 100
 PAGES_MAX = 200
-LISTED_PAGES_MAX = 600
+LISTED_PAGES_MAX = 5_000
 """Of which one day, at the provider's limit of creates, fills 480."""
 
 EXPIRES_SECONDS_MIN = 3600

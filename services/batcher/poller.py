@@ -25,6 +25,7 @@ from services.batcher.object_store import ObjectStore
 from services.batcher.openai_api import OpenAIApi, ProviderBatch, ProviderDown, ProviderError
 from services.batcher.outcome import Action, Place, Row, Signal, classify
 from services.batcher.planner import Planned
+from services.batcher.purchases import Purchases
 from services.batcher.result_files import ResultFiles, loss_of
 from services.batcher.store_batches import BatchStore, Loss, Result, raise_if_all_failed
 from services.chassis import logs
@@ -32,6 +33,7 @@ from services.chassis.leases import Lease
 
 BATCHES_AT_ONCE = 8
 MISSING_LINE = Failure("missing_line", "The provider's files hold no line for the job.")
+FOREIGN = "the batch was submitted under another provider identity than the configured one"
 RESULT_LOST = Failure("result_lost", "The provider has an answer and does not hand it out.")
 LOST = Counter("batcher_lost_results", "Jobs whose answers the provider counted and never handed out.")
 
@@ -60,6 +62,7 @@ class Poller:
         limits: PollerLimits,
         new_id: Callable[[], str],
         ended: Callable[[], None],
+        purchases: Purchases,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
@@ -67,6 +70,7 @@ class Poller:
         self._limits = limits
         self._new_id = new_id
         self._ended = ended
+        self._purchases = purchases
         self._jitter = jitter
         wait_us = limits.patience.first_us
         self._files = ResultFiles(store, objects, provider, folder, limits.job, wait_us, ended)
@@ -155,6 +159,8 @@ class Poller:
             return
         over = self._is_over(batch, now_us)
         problem = batches.problem_of(error.row, error.code, over)
+        if over and not problem and await self._purchases.is_foreign(batch_id):
+            problem = FOREIGN
         if problem and problem != batch.problem:
             _log.error("batch_held", batch=batch_id, problem=problem, error=str(error), alert=True)
         not_before_us = now_us + pause_us(batch.failures + 1, self._limits.patience, self._jitter())
@@ -186,6 +192,8 @@ class Poller:
             trouble = ProviderError(outcome.SHORT_FILES, said, classify(Signal(Place.ENDED, outcome.SHORT_FILES)))
         if trouble is not None:
             if not (self._is_over(batch, now_us) and trouble.row.afterwards is Action.FAIL_JOB):
+                raise trouble
+            if await self._purchases.is_foreign(batch.batch_id):
                 raise trouble
             # The provider was paid for these answers: buying them again would be knowingly twice.
             _log.error("results_lost", batch=batch.batch_id, error=str(trouble), alert=True)

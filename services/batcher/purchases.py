@@ -8,9 +8,12 @@ then may be bought twice, and by the wrong organisation. Both are read from the 
 from prometheus_client import Gauge
 
 from services.batcher.store_reconciliation import ReconciliationStore, Side
+from services.chassis import logs
 
-STOPPED = Gauge("batcher_buying_stopped", "Whether nothing is bought, as an operator has to look at a purchase.")
+STOPPED = Gauge("batcher_buying_stopped", "Purchases for whose sake nothing more is bought until an operator decides.")
 UNREAD = "the books of the provider and of the wallet to be compared"
+
+_log = logs.get_logger(__name__)
 
 
 class Purchases:
@@ -21,6 +24,7 @@ class Purchases:
         self._identity = identity
         self._since_us = 0
         self._read: set[Side] = set()
+        self._is_stopped = False
 
     async def start(self) -> None:
         """Begins with nothing read: what was read before this process may have been by another database."""
@@ -41,5 +45,22 @@ class Purchases:
         if not await self.is_begun():
             return UNREAD
         found = await self._store.obstacles(self._identity)
-        STOPPED.set(bool(found))
         return f"held for an operator: {found[0].why}" if found else ""
+
+    async def is_foreign(self, batch_id: str) -> bool:
+        """Whether an open batch was bought under another identity: that its files are not seen does not say that they
+        are gone.
+        """
+        return any(
+            found.batch_id == batch_id and found.is_foreign for found in await self._store.obstacles(self._identity)
+        )
+
+    async def look(self) -> bool:
+        """Shows in the metrics of this replica whether nothing is bought, and logs when that begins and ends."""
+        if await self.is_begun():
+            found = await self._store.obstacles(self._identity)
+            if bool(found) is not self._is_stopped:
+                self._is_stopped = bool(found)
+                _log.warning("buying_stopped" if found else "buying_goes_on", batches=[each.batch_id for each in found])
+            STOPPED.set(len(found))
+        return False

@@ -65,19 +65,20 @@ class Reconciler:
 
     async def _read(self, from_us: int, begin_us: int, lease: Lease) -> int:
         """Goes through the list; gives how many batches could not be cancelled."""
-        listed: set[str] = set()
+        running = await self._store.running(begin_us - LIST_LAG_US)
+        unseen = {each.provider_batch_id: each for each in running if each.create_time_us >= from_us + LOOK_BACK_US}
         uncancelled = 0
         trouble: ProviderError | None = None
         async for page in self._provider.pages_since(from_us // 1_000_000):
-            listed |= {batch.id for batch in page}
+            for batch in page:
+                unseen.pop(batch.id, None)
             for batch in await self._astray(page):
                 try:
                     uncancelled += not await self._mend(batch, lease)
                 except ProviderError as error:
                     trouble = trouble or error
-        for running in await self._store.running(begin_us - LIST_LAG_US):
-            if running.create_time_us >= from_us + LOOK_BACK_US and running.provider_batch_id not in listed:
-                await self._look_for(running)
+        for missing in unseen.values():
+            await self._look_for(missing)
         if trouble is not None:
             raise trouble
         return uncancelled
@@ -137,7 +138,7 @@ class Reconciler:
     async def _tell_obstacles(self) -> None:
         """Tells for whose sake nothing is bought."""
         for found in await self._store.obstacles(self._provider.provider_identity()):
-            finding = Finding.MISSING_BATCH if found.is_unknown else Finding.IDENTITY_CHANGED
+            finding = Finding.IDENTITY_CHANGED if found.is_foreign else Finding.MISSING_BATCH
             self._told.tell(finding, found.provider_batch_id or found.batch_id, batch=found.batch_id)
 
 

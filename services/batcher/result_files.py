@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -20,6 +21,7 @@ from services.chassis.leases import Lease
 PARTS = ("output", "error")
 PAGE_BYTES = 4 * 1024 * 1024
 PAGES_AT_ONCE = 2
+LEFTOVER_SECONDS = 24 * 3600
 LINE_BYTES_MAX = 16 * 1024 * 1024
 """Answers are far shorter. A line that is longer is none, whatever it says, and its job is judged as one without."""
 
@@ -115,6 +117,14 @@ class ResultFiles:
             job = change.job
             _log.info("job_answered", job=job.uid, batch=batch.batch_id, state=job.state.value, attempt=job.attempt)
         self._ended()
+
+
+def delete_leftovers(folder: Path, now_seconds: float) -> None:
+    """Deletes what killed processes left behind: a replica that shares the folder needs no file for so long."""
+    for path in folder.glob("*.jsonl*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < now_seconds - LEFTOVER_SECONDS:
+                path.unlink()
 
 
 def read_lines(file: BinaryIO) -> list[bytes]:

@@ -28,7 +28,7 @@ from services.batcher.store_rows import (
 from services.chassis.database import Transaction
 from services.chassis.leases import Lease
 
-OBSTACLES_MAX = 100
+OBSTACLES_MAX = 10_000
 
 
 class Side(StrEnum):
@@ -74,7 +74,7 @@ class Obstacle(NamedTuple):
 
     batch_id: str
     provider_batch_id: str
-    is_unknown: bool
+    is_foreign: bool
     why: str
 
 
@@ -128,14 +128,14 @@ class ReconciliationStore(Stored):
             return [Running._make(row) for row in await tx.rows("purchases_running", before_us=before_us)]
 
     async def obstacles(self, identity: str) -> list[Obstacle]:
-        """Batches for whose sake nothing may be bought under this identity, the oldest 100."""
+        """Batches for whose sake nothing may be bought under this identity, the oldest 10,000."""
         async with self.database.reading() as tx:
             rows = await tx.rows("purchases_obstructing", identity=identity, count=OBSTACLES_MAX)
         return [
             Obstacle(
                 row["batch_id"],
                 row["provider_batch_id"],
-                row["provider_identity"] == identity,
+                row["provider_identity"] != identity,
                 obstacle_of(row["provider_batch_id"], row["problem"], row["provider_identity"], identity),
             )
             for row in rows

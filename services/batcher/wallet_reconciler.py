@@ -69,9 +69,7 @@ class WalletReconciler:
         }
         if corrected:
             await self._books.hold_until(corrected, lease)
-        for job in still_open:
-            if finding := verdicts[job.uid].finding:
-                self._told.tell(finding, job.uid, account=job.account_id)
+        self._told.tell_jobs((job.uid, found) for job in still_open if (found := verdicts[job.uid].finding))
 
     async def _ask(self, page: Sequence[Job]) -> list[tuple[str, int, bool]]:
         """State, end and whether it was known, of each job's hold. Raises WalletUnavailable if one has no answer."""
@@ -103,8 +101,7 @@ class WalletReconciler:
         witnessed = await ask_witnesses(self._wallet, self._settlements)
         if witnessed is None:
             return False
-        for uid, finding in witnessed.mended.items():
-            self._told.tell(finding, uid)
+        self._told.tell_jobs(witnessed.mended.items())
         if not witnessed.known:
             self._told.tell(Finding.UNKNOWN_WALLET, "wallet")
         return witnessed.known
@@ -120,8 +117,7 @@ class WalletReconciler:
                 mended | again.mended,
                 unanswered + again.unanswered,
             )
-        for uid, finding in mended.items():
-            self._told.tell(finding, uid)
+        self._told.tell_jobs(mended.items())
         lost = {uid: reason for uid, reason in refusals.items() if reason}
         if lost:
             for change in await self._settlements.uncollect(lost, lease):

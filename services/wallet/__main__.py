@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from punchcard.wallet.v1 import earning_pb2_grpc, teams_pb2_grpc, wallet_pb2_grpc
+from punchcard.wallet.v1 import earning_pb2_grpc, giving_pb2_grpc, teams_pb2_grpc, wallet_pb2_grpc
 from services.chassis import command, journal
 from services.chassis.database import Database, connect, migrate
 from services.chassis.group_commit import GroupCommitter
@@ -17,9 +17,10 @@ from services.chassis.loops import Loop, Runner
 from services.chassis.server import RefusesToStart, Server
 from services.chassis.watch import Tailer, reader, refuse_behind
 from services.chassis.watch_stream import WatchStreams
-from services.wallet import grpc_earning, grpc_teams
+from services.wallet import grpc_earning, grpc_giving, grpc_teams
 from services.wallet.command_line import statement_command, verify_command
 from services.wallet.commands import Command, Outcome
+from services.wallet.economy import Rules
 from services.wallet.expirer import Expirer
 from services.wallet.grpc_api import ERRORS, SCOPES, SERVICE, WalletApi
 from services.wallet.grpc_earning import EarningApi
@@ -34,6 +35,8 @@ from services.wallet.writer import SQL_FOLDER, writer_of
 
 FOLDER: Final = Path(__file__).parent
 MIGRATIONS: Final = FOLDER / "migrations"
+SERVICES: Final = (SERVICE, grpc_earning.SERVICE, grpc_teams.SERVICE, grpc_giving.SERVICE)
+ALL_SCOPES: Final = {**SCOPES, **grpc_earning.SCOPES, **grpc_teams.SCOPES, **grpc_giving.SCOPES}
 TAIL_SECONDS: Final = 0.5
 """How often watchers are told of what other replicas wrote."""
 
@@ -90,25 +93,18 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
                 tail.wake()
             return results
 
-        def add_services(registrar: Any) -> None:
-            wallet_pb2_grpc.add_WalletServiceServicer_to_server(api, registrar)
-            earning_pb2_grpc.add_EarningServiceServicer_to_server(earning, registrar)
-            teams_pb2_grpc.add_TeamServiceServicer_to_server(teams, registrar)
-
         committer: GroupCommitter[Command, Outcome] = GroupCommitter(run_group)
         server = Server(
             settings,
             ERRORS,
-            {**SCOPES, **grpc_earning.SCOPES, **grpc_teams.SCOPES},
+            ALL_SCOPES,
             settings.verifier(),
-            add_services,
-            [SERVICE, grpc_earning.SERVICE, grpc_teams.SERVICE],
+            lambda registrar: _add_services(registrar, api, committer, database, settings.rules()),
+            SERVICES,
         )
         streams = WatchStreams(head.epoch, server.draining)
         watches = Watches(store, database, tailer, streams, scale)
         api = WalletApi(store, committer, Audit(database, scratch), watches, scale)
-        earning = EarningApi(committer, EconomyReads(database, settings.rules()))
-        teams = TeamApi(committer, TeamReads(database, settings.rules()))
         ending = asyncio.create_task(streams.end_when_draining(), name="watches")
         expirer = Loop("expirer", Expirer(store, committer).step, settings.expiry_interval_seconds)
         runner = Runner([expirer, tail])
@@ -124,6 +120,16 @@ async def running(settings: WalletSettings) -> AsyncIterator[Server]:
             await runner.stop()
             await committer.close()
             await writer.close()
+
+
+def _add_services(
+    registrar: Any, api: WalletApi, committer: GroupCommitter[Command, Outcome], database: Database, rules: Rules
+) -> None:
+    wallet_pb2_grpc.add_WalletServiceServicer_to_server(api, registrar)
+    earning = EarningApi(committer, EconomyReads(database, rules))
+    earning_pb2_grpc.add_EarningServiceServicer_to_server(earning, registrar)
+    teams_pb2_grpc.add_TeamServiceServicer_to_server(TeamApi(committer, TeamReads(database, rules)), registrar)
+    giving_pb2_grpc.add_GivingServiceServicer_to_server(grpc_giving.GivingApi(committer), registrar)
 
 
 if __name__ == "__main__":

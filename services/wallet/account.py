@@ -41,10 +41,15 @@ def open_at(state: State, actor: str, account_id: str, moment: Moment) -> None:
             balance_change=bonus,
             counterparty=ISSUE,
             created_by=WALLET,
-            key=f"{WELCOME_GRANT_ID}:{account_id}",
+            key=welcome_key(account_id),
             facts={"reference": WELCOME_GRANT_ID},
         )
         apply(state, entry, now_us)
+
+
+def welcome_key(account_id: str) -> str:
+    """The key of an account's welcome bonus among the grants of the wallet itself."""
+    return f"{WELCOME_GRANT_ID}:{account_id}"
 
 
 def welcome_bonus(state: State, account_id: str, moment: Moment) -> int:

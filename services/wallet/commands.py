@@ -9,8 +9,8 @@ from typing import NamedTuple
 from services.wallet.calendar_day import day_of
 from services.wallet.economy import Rules
 from services.wallet.holdings import Account, Earning, Lot, Reservation, RuleSetRecord, Streak
-from services.wallet.sharing import Member, Team
-from services.wallet.sharing_commands import OpenTeam, RemoveMember, SetMember
+from services.wallet.sharing import Gift, Member, Team
+from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetMember
 
 
 class OpenAccount(NamedTuple):
@@ -194,6 +194,7 @@ Command = (
     | OpenTeam
     | SetMember
     | RemoveMember
+    | Give
 )
 OnReservation = Commit | Release | Refund | Amend
 
@@ -221,6 +222,8 @@ class Outcome(NamedTuple):
     """Of what concerns a team, the team."""
     member: Member | None = None
     """Of the same, the one whom it is about."""
+    gift: Gift | None = None
+    """Of a Give."""
 
 
 class Moment(NamedTuple):

@@ -112,8 +112,9 @@ def convert(state: State, command: Convert, moment: Moment) -> Outcome:
     """Changes points into tokens, so many a day: both rows or none."""
     made = state.earnings.get((command.actor, command.conversion_id))
     if made is not None:
+        outcome = _again(state, made, "convert", command.account_id)
         same("tokens", made.tokens, command.tokens)
-        return _again(state, made, "convert", command.account_id)
+        return outcome
     account = _earner(state, command.account_id)
     version, rules = _rules(state, account.account_id, moment)
     _refuse_over(state, account.account_id, CONVERT, moment, command.tokens, rules.tokens_per_day)

@@ -71,6 +71,10 @@ class EarningRules(NamedTuple):
     tokens_per_day: int = 5
     """How many tokens points may become in one day."""
     achievements: Mapping[str, Achievement] = _ACHIEVEMENTS
+    gifts_per_day: int = 20
+    """How many tokens an account may give away in one day."""
+    welcome_lock_days: int = 30
+    """So long after it was opened an account gives nothing that it needs to still have its welcome bonus."""
 
     def daily(self, streak_days: int) -> int:
         """What a claim gives on this day of a streak."""

@@ -75,6 +75,7 @@ ERRORS: Final = ErrorTable(
         sharing_errors.NotAMember: Row(_PRECONDITION, "NOT_A_MEMBER"),
         sharing_errors.LastOwner: Row(_PRECONDITION, "LAST_OWNER"),
         sharing_errors.MemberLimit: Row(_PRECONDITION, "MEMBER_LIMIT"),
+        sharing_errors.WelcomeLocked: Row(_PRECONDITION, "WELCOME_LOCKED"),
         errors.DailyBonusClaimed: Row(_PRECONDITION, "DAILY_BONUS_CLAIMED"),
         errors.LimitReached: Row(_PRECONDITION, "LIMIT_REACHED"),
         errors.RulesLimit: Row(_PRECONDITION, "RULES_LIMIT"),

@@ -59,6 +59,8 @@ KINDS: Final[Mapping[str, wallet_pb2.TransactionKind.ValueType]] = MappingProxyT
         "team": wallet_pb2.TRANSACTION_KIND_TEAM,
         "member": wallet_pb2.TRANSACTION_KIND_MEMBER,
         "unmember": wallet_pb2.TRANSACTION_KIND_UNMEMBER,
+        "give": wallet_pb2.TRANSACTION_KIND_GIVE,
+        "receive": wallet_pb2.TRANSACTION_KIND_RECEIVE,
     }
 )
 

@@ -19,6 +19,8 @@ reads the same entries back, applies them to nothing, and must arrive at the sam
     convert   - points                               @issue     points become tokens, in two rows
               + tokens                               @issue
     rules                                                       a version of the earning rules, on nobody's account
+    give      - amount                               @transfer  tokens go to another account: two rows
+    receive   + amount                               @transfer
     team                                                        the account is a team from now on, of its first owner
     member, unmember                                            a team's member comes, changes or goes
     freeze, unfreeze                                            an account may be used less, or again
@@ -344,6 +346,8 @@ _FOLLOW: Final[Mapping[str, Callable[[State, Entry, int], None]]] = {
     "team": sharing_entry.open_team,
     "member": sharing_entry.change_member,
     "unmember": sharing_entry.change_member,
+    "give": sharing_entry.give,
+    "receive": sharing_entry.receive,
 }
 
 

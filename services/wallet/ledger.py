@@ -13,7 +13,7 @@ Always reserved = committed + released + expired once it has ended, and refunded
 from collections.abc import Callable
 from typing import Any
 
-from services.wallet import account, earning, grant, reservation, sweep, team
+from services.wallet import account, earning, gift, grant, reservation, sweep, team
 from services.wallet.commands import (
     Amend,
     Award,
@@ -36,7 +36,7 @@ from services.wallet.commands import (
     Sweep,
 )
 from services.wallet.holdings import State
-from services.wallet.sharing_commands import OpenTeam, RemoveMember, SetMember
+from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetMember
 
 
 def decide(state: State, command: Command, moment: Moment) -> Outcome:
@@ -64,4 +64,5 @@ _DECISIONS: dict[type, Callable[[State, Any, Moment], Outcome]] = {
     OpenTeam: team.open_team,
     SetMember: team.set_member,
     RemoveMember: team.remove_member,
+    Give: gift.give,
 }

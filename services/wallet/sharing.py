@@ -1,4 +1,4 @@
-"""What the ledger keeps of teams. Pure.
+"""What the ledger keeps of teams and gifts. Pure.
 
 Like `holdings`, everything here is a projection that `apply` makes of the journal. The fields are the columns.
 """
@@ -69,18 +69,33 @@ class TeamChange(NamedTuple):
     revision: int
 
 
+class Gift(NamedTuple):
+    """Tokens that one account gave to another: what its key is compared with."""
+
+    created_by: str
+    gift_id: str
+    account_id: str
+    """Who gave."""
+    receiver_id: str
+    amount: int
+    reference: str
+    revision: int
+    """Of the receiver's row."""
+
+
 @dataclass(slots=True)
 class Shared:
-    """The part of a group's state that only teams have; see `holdings.State`."""
+    """The part of a group's state that only teams and gifts have; see `holdings.State`."""
 
     teams: dict[str, Team] = field(default_factory=dict)
     members: dict[Key, Member] = field(default_factory=dict)
     """By (team, member)."""
     team_changes: dict[Key, TeamChange] = field(default_factory=dict)
+    gifts: dict[Key, Gift] = field(default_factory=dict)
 
     def copy(self) -> Shared:
         """Another one with the same content."""
-        return Shared(dict(self.teams), dict(self.members), dict(self.team_changes))
+        return Shared(dict(self.teams), dict(self.members), dict(self.team_changes), dict(self.gifts))
 
 
 def day_counter(member_id: str) -> str:

@@ -1,4 +1,4 @@
-"""What callers ask of the ledger about teams. Plain values, as in `commands`. Pure."""
+"""What callers ask of the ledger about teams and gifts. Plain values, as in `commands`. Pure."""
 
 from typing import NamedTuple
 
@@ -33,6 +33,17 @@ class RemoveMember(NamedTuple):
     change_id: str
     acting_id: str
     member_id: str
+
+
+class Give(NamedTuple):
+    """Give tokens of one account to another; (actor, gift_id) is the key."""
+
+    actor: str
+    account_id: str
+    receiver_id: str
+    gift_id: str
+    amount: int
+    reference: str
 
 
 ChangeMember = SetMember | RemoveMember

@@ -1,9 +1,9 @@
-"""What the journal's rows mean for teams; called by `journal_entry.apply`. Pure."""
+"""What the journal's rows mean for teams and gifts; called by `journal_entry.apply`. Pure."""
 
 from __future__ import annotations
 
 from services.wallet.holdings import TOKEN, Entry, State
-from services.wallet.sharing import Member, Role, Team, TeamChange
+from services.wallet.sharing import Gift, Member, Role, Team, TeamChange
 
 
 def open_team(state: State, entry: Entry, now_us: int) -> None:
@@ -44,3 +44,21 @@ def change_member(state: State, entry: Entry, _now_us: int) -> None:
         facts.get("month_limit"),
         revision,
     )
+
+
+def give(state: State, entry: Entry, _now_us: int) -> None:
+    """Remembers a gift under its key; its receiver's row, which comes next, says the revision."""
+    facts = entry.facts
+    state.shared.gifts[entry.created_by, entry.key] = Gift(
+        entry.created_by,
+        entry.key,
+        entry.account_id,
+        facts["peer"],
+        -entry.balance_change,
+        facts.get("reference", ""),
+        state.revision + 1,
+    )
+
+
+def receive(_state: State, _entry: Entry, _now_us: int) -> None:
+    """The other half of a gift is nothing but the move of its tokens."""

@@ -1,6 +1,6 @@
-"""Why the wallet refuses what is asked of teams: as `errors`, of which these are a part. Pure."""
+"""Why the wallet refuses what is asked of teams, and gifts: as `errors`, of which these are a part. Pure."""
 
-from services.wallet.errors import Refusal
+from services.wallet.errors import Refusal, rfc3339
 
 
 class TeamNotFound(Refusal):
@@ -45,3 +45,19 @@ class MemberLimit(Refusal):
 
     def __init__(self, team_id: str, limit: int) -> None:
         super().__init__(f"team {team_id!r} has {limit} members, and no more may be", team_id=team_id, limit=limit)
+
+
+class WelcomeLocked(Refusal):
+    """A young account would give away what it was welcomed with."""
+
+    def __init__(self, account_id: str, requested: int, available: int, locked: int, unlocks_at_us: int) -> None:
+        unlocks_at = rfc3339(unlocks_at_us)
+        super().__init__(
+            f"account {account_id!r} may give {available} ({locked} are its welcome bonus until {unlocks_at}), and "
+            f"{requested} were asked for",
+            account_id=account_id,
+            requested=requested,
+            available=available,
+            locked=locked,
+            unlocks_at=unlocks_at,
+        )

@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 from services.chassis import journal
 from services.chassis.database import Row, Transaction
 from services.chassis.errors import StoreUnavailable
-from services.wallet import ledger
+from services.wallet import gift, ledger
+from services.wallet.account import welcome_key
 from services.wallet.commands import (
     Amend,
     Award,
@@ -40,6 +41,7 @@ from services.wallet.commands import (
 from services.wallet.errors import Refusal
 from services.wallet.holdings import (
     TOKEN,
+    WALLET,
     Account,
     AccountChange,
     AccountKey,
@@ -52,7 +54,7 @@ from services.wallet.holdings import (
     State,
     read_pins,
 )
-from services.wallet.sharing_commands import ChangeMember, OpenTeam, RemoveMember, SetMember
+from services.wallet.sharing_commands import ChangeMember, Give, OpenTeam, RemoveMember, SetMember
 from services.wallet.store_economy import EconomyNames, load_economy
 from services.wallet.store_reads import Reads
 from services.wallet.store_rows import encode, journal_entry, statements
@@ -224,6 +226,14 @@ def _name_team(names: Names, command: OpenTeam | ChangeMember) -> None:
     names.sharing.add_team(command)
 
 
+def _name_gift(names: Names, command: Give) -> None:
+    names.accounts.update((command.account_id, command.receiver_id))
+    names.grants.add((WALLET, welcome_key(command.account_id)))
+    names.economy.daily.add((command.account_id, gift.COUNTER))
+    names.economy.accounts.add(command.account_id)
+    names.sharing.gifts.add((command.actor, command.gift_id))
+
+
 _NAMING: Final[Mapping[type, Callable[[Names, Any], None]]] = {
     OpenAccount: _name_account,
     Sweep: _name_account,
@@ -244,6 +254,7 @@ _NAMING: Final[Mapping[type, Callable[[Names, Any], None]]] = {
     OpenTeam: _name_team,
     SetMember: _name_team,
     RemoveMember: _name_team,
+    Give: _name_gift,
 }
 
 

@@ -28,7 +28,7 @@ from services.wallet.holdings import (
     State,
     Streak,
 )
-from services.wallet.sharing import Member, Shared, Team, TeamChange
+from services.wallet.sharing import Gift, Member, Shared, Team, TeamChange
 from services.wallet.store_rows import encode, entry_of, statements
 
 PAGE_ROWS: Final = 5_000
@@ -71,6 +71,7 @@ PROJECTIONS: Final = (
     Projection("teams", FaultKind.KEY, Team, (0,)),
     Projection("members", FaultKind.KEY, Member, (0, 1)),
     Projection("team_changes", FaultKind.KEY, TeamChange, (0, 1)),
+    Projection("gifts", FaultKind.KEY, Gift, (0, 1)),
 )
 CHECKS: Final = (
     ("check_holds", FaultKind.HOLD, "held tokens are not the sum of the open reservations"),

@@ -135,6 +135,7 @@ def _sharing(loaded: Shared, shared: Shared) -> list[tuple[str, Rows]]:
         ("insert_member", members),
         ("update_member", list(changed_members)),
         ("insert_team_change", changes(loaded.team_changes, shared.team_changes)[0]),
+        ("insert_gift", changes(loaded.gifts, shared.gifts)[0]),
     ]
 
 

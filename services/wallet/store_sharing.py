@@ -1,4 +1,4 @@
-"""What a group needs of teams: loaded only where a command or an account has a part in it.
+"""What a group needs of teams and gifts: loaded only where a command or an account has a part in it.
 
 Teams and members belong to accounts whose tokens are locked before, so that they need no lock of their own.
 """
@@ -16,18 +16,19 @@ from services.wallet import calendar_day
 from services.wallet.commands import Command, Moment, Preview, Reserve
 from services.wallet.economy import Rules
 from services.wallet.holdings import CounterKey, CounterRecord, State
-from services.wallet.sharing import Key, Member, Team, TeamChange, day_counter, month_counter
+from services.wallet.sharing import Gift, Key, Member, Team, TeamChange, day_counter, month_counter
 from services.wallet.sharing_commands import ChangeMember, OpenTeam
 from services.wallet.store_rows import encode
 
 
 @dataclass(slots=True)
 class SharingNames:
-    """What the commands of a group name of teams."""
+    """What the commands of a group name of teams and gifts."""
 
     teams: set[str] = field(default_factory=set)
     members: set[Key] = field(default_factory=set)
     team_changes: set[Key] = field(default_factory=set)
+    gifts: set[Key] = field(default_factory=set)
 
     def add_team(self, command: OpenTeam | ChangeMember) -> None:
         """Takes in what a command on a team names."""
@@ -44,13 +45,14 @@ async def load_sharing(
 ) -> None:
     """Adds to a group's state what its commands may need; its accounts, reservations and what is due are loaded."""
     paying = {account.account_id for account in state.accounts.values() if account.team}
-    if not (paying or names.teams):
+    if not (paying or names.teams or names.gifts):
         return
     spenders = _spenders(state, paying, commands, moment.day)
     asked: dict[str, set[Any]] = {
         "load_teams": {(team_id,) for team_id in names.teams},
         "load_members": names.members | {(team_id, member_id) for team_id, member_id, _ in spenders},
         "load_team_changes": names.team_changes,
+        "load_gifts": names.gifts,
         "load_counters": _counters(spenders),
     }
     found = await _found(tx, asked)
@@ -58,6 +60,7 @@ async def load_sharing(
     shared.teams = {row[0]: Team(*row) for row in found["load_teams"]}
     shared.members = {(row[0], row[1]): Member(*row) for row in found["load_members"]}
     shared.team_changes = {(row[0], row[1]): TeamChange(*row) for row in found["load_team_changes"]}
+    shared.gifts = {(row[0], row[1]): Gift(*row) for row in found["load_gifts"]}
     state.counters.update({(row[0], row[1], row[2]): CounterRecord(*row) for row in found["load_counters"]})
 
 

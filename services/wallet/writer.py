@@ -13,7 +13,7 @@ from services.wallet.commands import (
 )
 from services.wallet.economy import Rules
 from services.wallet.holdings import Account, Earning, Lot, Reservation, RuleSetRecord, Streak
-from services.wallet.sharing import Member, Team
+from services.wallet.sharing import Gift, Member, Team
 from services.wallet.store import Store
 
 SQL_FOLDER: Final = Path(__file__).parent / "sql"
@@ -33,7 +33,7 @@ def _flatten(outcome: Outcome) -> tuple[Any, ...]:
 
 
 def _restore(values: tuple[Any, ...]) -> Outcome:
-    account, reservation, replayed, lots, revoked, earning, points, streak, rule_set, team, member = values
+    account, reservation, replayed, lots, revoked, earning, points, streak, rule_set, team, member, gift = values
     return Outcome(
         account and Account._make(account),
         reservation and Reservation._make(reservation),
@@ -46,6 +46,7 @@ def _restore(values: tuple[Any, ...]) -> Outcome:
         rule_set and RuleSetRecord._make(rule_set),
         team and Team._make(team),
         member and Member._make(member),
+        gift and Gift._make(gift),
     )
 
 

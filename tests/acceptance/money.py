@@ -38,7 +38,7 @@ from services.wallet.holdings import (
     Streak,
 )
 from services.wallet.journal_entry import apply
-from services.wallet.sharing import Member, Team, TeamChange
+from services.wallet.sharing import Gift, Member, Team, TeamChange
 from services.wallet.store_rows import entry_of
 from tests.acceptance.stacks import books, database_urls
 
@@ -47,7 +47,7 @@ Tables = dict[str, list[Row]]
 
 WALLET_TABLES: Final = (
     "accounts", "system_accounts", "reservations", "grants", "lots", "account_changes", "operations", "counters",
-    "earnings", "streaks", "rule_sets", "teams", "members", "team_changes", "journal", "journal_head",
+    "earnings", "streaks", "rule_sets", "teams", "members", "team_changes", "gifts", "journal", "journal_head",
 )  # fmt: skip
 BATCHER_TABLES: Final = (
     "jobs", "settlements", "attempts", "batches", "submissions", "images", "journal", "journal_head",
@@ -160,6 +160,8 @@ def _economy_problems(state: State, wallet: Tables) -> Iterator[str]:
     yield from _differences("member", state.shared.members, members)
     made = {(row["created_by"], row["change_id"]): TeamChange(**row) for row in wallet["team_changes"]}
     yield from _differences("change of a team", state.shared.team_changes, made)
+    gifts = {(row["created_by"], row["gift_id"]): Gift(**row) for row in wallet["gifts"]}
+    yield from _differences("gift", state.shared.gifts, gifts)
 
 
 def _differences(what: str, replayed: dict[Any, Any], stored: dict[Any, Any]) -> Iterator[str]:
@@ -180,6 +182,9 @@ def _balance_problems(wallet: Tables) -> Iterator[str]:
     for row in wallet["earnings"]:
         balances[row["account_id"]] += row["tokens"]
         points[row["account_id"]] += row["points"]
+    for row in wallet["gifts"]:
+        balances[row["account_id"]] -= row["amount"]
+        balances[row["receiver_id"]] += row["amount"]
     for row in wallet["journal"]:
         if row["kind"] in {"lapse", "close"}:
             balances[row["subject"]] += json.loads(row["body"]).get("balance_change", 0)

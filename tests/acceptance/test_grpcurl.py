@@ -292,7 +292,7 @@ STORY = [
     "ListDeadJobs", "RetryJob", "GetBalanceAt", "WatchBalance", "ClaimDailyBonus", "RecordActivity", "ConvertPoints",
     "GrantAchievement", "GetEarnings", "PutEarningRules", "ListEarningRules", "RevokeGrant", "CloseAccount",
     "ListDaySummaries", "OpenTeam", "SetMember", "GetTeam", "ListMembers", "GetSpending", "RemoveMember",
-    "VerifyLedger",
+    "Give",     "VerifyLedger",
 ]  # fmt: skip
 ENDLESS = {"WatchBalance"}
 """Commands that run until their own time limit ends them."""

@@ -172,6 +172,7 @@ async def test_a_restored_batcher_fetches_what_was_bought_since_and_charges_nobo
         await here.audited()
 
 
+@pytest.mark.slow
 async def test_a_restored_wallet_is_told_again_what_it_has_lost_and_charges_nobody_twice(stack):
     async with customer_of(stack) as customer:
         await customer.open()
@@ -197,6 +198,7 @@ async def test_a_restored_wallet_is_told_again_what_it_has_lost_and_charges_nobo
 @pytest.mark.parametrize("seed", STORMS)
 async def test_whatever_is_restored_whenever_the_books_agree_again(tmp_path, seed):
     """Jobs come, end and are cancelled while both databases are backed up and restored, in an order of the seed's."""
+    print(f"replay: .venv/bin/pytest tests/acceptance/test_restore.py -k 'whatever and {seed}'")  # noqa: T201 - a failure shows it
     chance = random.Random(seed)
     with stack_in(tmp_path, pace=PACE) as stack:
         async with customer_of(stack) as customer:

@@ -185,9 +185,9 @@ async def test_a_batch_that_is_unknown_or_of_another_identity_is_an_obstacle_unt
     await stores.batches.apply(foreign.batch_id, [Result(job.uid, 1, ANSWER)], LIMITS, stores.lease)
     await stores.batches.close(foreign.batch_id, stores.lease)
 
-    assert [(each.batch_id, each.provider_batch_id, each.is_unknown) for each in found] == [
-        (unknown.batch_id, "batch_2", True),
-        (foreign.batch_id, "batch_3", False),
+    assert [(each.batch_id, each.provider_batch_id, each.is_foreign) for each in found] == [
+        (unknown.batch_id, "batch_2", False),
+        (foreign.batch_id, "batch_3", True),
     ]
     assert all(each.why for each in found)
     assert {each.batch_id for each in bought} == {fine.batch_id, unknown.batch_id, foreign.batch_id}

@@ -15,6 +15,7 @@ from punchcard.wallet.v1 import wallet_pb2
 from services.batcher import grpc_pricing
 from services.batcher.grpc_api import ERRORS, SCOPES, SERVICE
 from services.batcher.object_store import ObjectStore
+from services.batcher.purchases import UNREAD
 from services.chassis.errors import CHASSIS_ROWS
 from tests.batchers import connected, picture, request_of, sandbox_in, until
 from tests.tokens import bearer
@@ -50,7 +51,7 @@ async def test_a_job_goes_from_its_image_to_its_answer_and_is_charged_once(sandb
 
     kinds = [message.WhichOneof("event") for message in messages]
     assert submitted.job.state == batcher_pb2.JOB_STATE_QUEUED
-    assert submitted.job.waiting_for.startswith("next cycle at ")
+    assert submitted.job.waiting_for.startswith(("next cycle at ", UNREAD))
     assert kinds[:2] == ["snapshot", "bookmark"]
     assert messages[-1].change.settlement.state == batcher_pb2.SETTLEMENT_STATE_SETTLED
     assert job.state == SUCCEEDED

@@ -1,11 +1,14 @@
 """Holds and settlements against the real wallet: what a job costs whatever became of its hold meanwhile."""
 
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import grpc
 import pytest
 
 from punchcard.wallet.v1 import wallet_pb2
+from punchcard.wallet.v1.teams_pb2 import TEAM_ROLE_MEMBER, OpenTeamRequest, SetMemberRequest
+from punchcard.wallet.v1.teams_pb2_grpc import TeamServiceStub
 from services.batcher.admitter import Admitter, Listeners
 from services.batcher.amender import Amender
 from services.batcher.errors import InsufficientFunds, WalletRefused
@@ -18,7 +21,7 @@ from services.batcher.store_batches import Loss, Result
 from services.batcher.wallet_client import WalletClient, WalletUnavailable
 from tests.batcher_jobs import HOUR_US, LIMITS, Stores, image, new_job, new_uid, opened_stores
 from tests.batchers import until
-from tests.tokens import token
+from tests.tokens import bearer, token
 from tests.wallets import EVERY_SCOPE, wallet_at
 from tests.wallets import WalletClient as Wallet
 
@@ -35,10 +38,11 @@ class Bench(NamedTuple):
     admitter: Admitter
     settler: Settler
     amender: Amender
+    wallet_address: str
 
     async def admitted(self, job_id: str, **fields) -> Job | Exception:
-        """A job of alice's after admission."""
-        await self.stores.jobs.add_image(image())
+        """A job, of alice's unless told otherwise, after admission."""
+        await self.stores.jobs.add_image(image(fields.get("account_id", "alice")))
         (submitted,) = await self.stores.jobs.submit([new_job(job_id, **fields)])
         assert isinstance(submitted, Submitted)
         (outcome,) = await self.admitter.admit([submitted.job], 10)
@@ -74,6 +78,18 @@ class Bench(NamedTuple):
         assert not await self.settler.step(self.stores.lease)
         return await self.stores.jobs.view("alice", job_id)
 
+    async def team(self, day_limit: int) -> None:
+        """A team with 100 tokens, of which alice may spend so many a day."""
+        metadata = bearer("boss", "wallet.team act_for:*", audience="punchcard.wallet")
+        async with grpc.aio.insecure_channel(self.wallet_address) as channel:
+            teams: Any = TeamServiceStub(channel)
+            await teams.OpenTeam(OpenTeamRequest(team_id="team", owner_account_id="olga"), metadata=metadata)
+            change = SetMemberRequest(
+                team_id="team", change_id="c", member_account_id="alice", role=TEAM_ROLE_MEMBER, day_limit=day_limit
+            )
+            await teams.SetMember(change, metadata=metadata)
+        await self.wallet.call("Grant", wallet_pb2.GrantRequest(account_id="team", grant_id="g", amount=100))
+
     async def end_hold(self, job: Job) -> None:
         """Releases a hold behind the batcher's back: unlike one that ran out, it can't be committed late."""
         await self.wallet.call("Refund", wallet_pb2.RefundRequest(reservation_id=job.uid))
@@ -91,7 +107,7 @@ async def bench(tmp_path) -> AsyncIterator[Bench]:
         admitter = Admitter(stores.jobs, client, Listeners(lambda _: None, lambda: None), HOUR_US)
         admitter.start()
         amender = Amender(stores.jobs, client, lambda: None)
-        yield Bench(stores, wallet, client, admitter, Settler(stores.jobs, client), amender)
+        yield Bench(stores, wallet, client, admitter, Settler(stores.jobs, client), amender, f"127.0.0.1:{port}")
         await admitter.close()
         await client.close()
 
@@ -166,6 +182,35 @@ async def test_refusals_are_told_with_the_wallets_numbers_and_block_the_id(bench
     assert poor.metadata["requested"] == "11"
     assert (view.job.state, view.settlement.state) == (State.REJECTED, SettlementState.SETTLED)
     assert isinstance(stranger, InsufficientFunds | WalletRefused)
+
+
+async def test_a_team_pays_for_the_jobs_of_its_members_within_their_limits(bench):
+    """One that the team does not pay for is REJECTED with the wallet's reason and numbers, and may be sent again."""
+    await bench.team(day_limit=3)
+    paid = await bench.admitted("paid", payer_account_id="team", price=2)
+    over = await bench.admitted("over", payer_account_id="team", price=2)
+    stranger = await bench.admitted("strange", account_id="mallory", payer_account_id="team", price=1)
+    rejected = await bench.stores.jobs.view("alice", "over")
+    await bench.end_hold(paid)
+    again = await bench.admitted("over", payer_account_id="team", price=2)
+
+    assert isinstance(paid, Job)
+    assert (paid.state, rejected.job.state) == (State.QUEUED, State.REJECTED)
+    assert isinstance(over, WalletRefused)
+    resets_at = over.metadata.pop("resets_at")
+    assert resets_at.endswith("T00:00:00Z")
+    assert over.metadata == {
+        "account_id": "team",
+        "wallet_reason": "LIMIT_REACHED",
+        "limited": "spend:alice",
+        "requested": "2",
+        "used": "2",
+        "limit": "3",
+    }
+    assert isinstance(stranger, WalletRefused)
+    assert stranger.metadata == {"account_id": "team", "wallet_reason": "NOT_A_MEMBER", "team_id": "team"}
+    assert isinstance(again, Job)
+    assert await bench.wallet.balance("team") == (100, 2)
 
 
 async def test_a_hold_that_nears_its_end_is_made_longer(bench):

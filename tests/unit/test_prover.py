@@ -13,7 +13,7 @@ from services.wallet.economy import EarningRules, Rules
 
 RULES = Rules(earning=EarningRules())
 SEEDS = range(1, 61)
-SHORT = 8
+SHORT = 14
 """A finding is read by a person: so many moves at most."""
 
 

@@ -26,7 +26,7 @@ from services.wallet.economy import EarningRules, Rules, write_rules
 from services.wallet.errors import InsufficientFunds
 from services.wallet.holdings import State
 from services.wallet.sharing import Role
-from services.wallet.sharing_commands import OpenTeam, RemoveMember, SetMember
+from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetMember
 from services.wallet.writer import CODEC, COMMANDS
 
 NOW = Moment(1_000_000, Rules(earning=EarningRules()))
@@ -52,6 +52,9 @@ EVERY: list[Command] = [
     OpenTeam("boss", "team", "alice"),
     SetMember("boss", "team", "m1", "alice", "bob", int(Role.MEMBER), 5, None),
     RemoveMember("boss", "team", "m2", "alice", "bob"),
+    Grant("boss", "alice", "g2", 30, ""),
+    OpenAccount("bob", "bob"),
+    Give("boss", "alice", "bob", "gift", 3, "thanks"),
 ]
 
 

@@ -92,6 +92,10 @@ JOIN members t ON t.team_id = k.value ->> 0 AND t.member_id = k.value ->> 1;
 SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
 JOIN team_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
 
+-- name: load_gifts(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN gifts t ON t.created_by = k.value ->> 0 AND t.gift_id = k.value ->> 1;
+
 -- name: get_team(team_id)
 SELECT * FROM teams WHERE team_id = :team_id;
 
@@ -327,6 +331,13 @@ SELECT * FROM unnest(
     :member_id::text[], :role::bigint[], :day_limit::bigint[], :month_limit::bigint[], :revision::bigint[]
 );
 
+-- name: insert_gift(created_by, gift_id, account_id, receiver_id, amount, reference, revision)!
+INSERT INTO gifts (created_by, gift_id, account_id, receiver_id, amount, reference, revision)
+SELECT * FROM unnest(
+    :created_by::text[], :gift_id::text[], :account_id::text[], :receiver_id::text[], :amount::bigint[],
+    :reference::text[], :revision::bigint[]
+);
+
 -- name: move_system_account(account_id, asset, change)!
 INSERT INTO system_accounts (account_id, asset, balance)
 SELECT * FROM unnest(:account_id::text[], :asset::text[], :change::bigint[])
@@ -513,6 +524,15 @@ SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN team_changes
 
 -- name: count_team_changes()
 SELECT count(*) AS count FROM team_changes;
+
+-- name: page_gifts(after_a, after_b, limit)
+SELECT * FROM gifts WHERE (created_by, gift_id) > (:after_a, :after_b) ORDER BY created_by, gift_id LIMIT :limit::bigint;
+
+-- name: find_gifts(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN gifts t ON t.created_by = k.value ->> 0 AND t.gift_id = k.value ->> 1;
+
+-- name: count_gifts()
+SELECT count(*) AS count FROM gifts;
 
 -- name: list_system_accounts()
 SELECT account_id, asset, balance FROM system_accounts;

@@ -89,6 +89,10 @@ CROSS JOIN members t ON t.team_id = k.value ->> 0 AND t.member_id = k.value ->> 
 SELECT t.* FROM json_each(:keys) k
 CROSS JOIN team_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
 
+-- name: load_gifts(keys)
+SELECT t.* FROM json_each(:keys) k
+CROSS JOIN gifts t ON t.created_by = k.value ->> 0 AND t.gift_id = k.value ->> 1;
+
 -- name: get_team(team_id)
 SELECT * FROM teams WHERE team_id = :team_id;
 
@@ -254,6 +258,10 @@ WHERE team_id = :team_id AND member_id = :member_id;
 INSERT INTO team_changes (created_by, change_id, team_id, kind, acting_id, member_id, role, day_limit, month_limit, revision)
 VALUES (:created_by, :change_id, :team_id, :kind, :acting_id, :member_id, :role, :day_limit, :month_limit,
     :revision);
+
+-- name: insert_gift(created_by, gift_id, account_id, receiver_id, amount, reference, revision)!
+INSERT INTO gifts (created_by, gift_id, account_id, receiver_id, amount, reference, revision)
+VALUES (:created_by, :gift_id, :account_id, :receiver_id, :amount, :reference, :revision);
 
 -- name: move_system_account(account_id, asset, change)!
 INSERT INTO system_accounts (account_id, asset, balance) VALUES (:account_id, :asset, :change)
@@ -440,6 +448,15 @@ SELECT t.* FROM json_each(:keys) k CROSS JOIN team_changes t ON t.created_by = k
 
 -- name: count_team_changes()
 SELECT count(*) AS count FROM team_changes;
+
+-- name: page_gifts(after_a, after_b, limit)
+SELECT * FROM gifts WHERE (created_by, gift_id) > (:after_a, :after_b) ORDER BY created_by, gift_id LIMIT :limit;
+
+-- name: find_gifts(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN gifts t ON t.created_by = k.value ->> 0 AND t.gift_id = k.value ->> 1;
+
+-- name: count_gifts()
+SELECT count(*) AS count FROM gifts;
 
 -- name: list_system_accounts()
 SELECT account_id, asset, balance FROM system_accounts;

@@ -286,7 +286,9 @@ class Job(_message.Message):
     cancel_requested: _builtins.bool
     """Whether a cancel was asked for."""
     waiting_for: _builtins.str
-    """Why an unfinished job is not further, as a sentence: "next cycle at 12:05:00Z"."""
+    """Why an unfinished job is not further, as a sentence: "next cycle at 12:05:00Z"; "held for an operator: ..." where a
+    person has to decide first.
+    """
     revision: _builtins.int
     """The journal revision that last touched it."""
     asked_lane: Global___Lane.ValueType
@@ -702,7 +704,9 @@ class SubmitJobRequest(_message.Message):
     job_id: _builtins.str
     """The key, chosen by the caller."""
     payer_account_id: _builtins.str
-    """Whose tokens pay, when it is another account."""
+    """Whose tokens pay, when it is another account; the caller must be allowed to act for it too. A team pays for its members
+    alone, within their limits (otherwise WALLET_REFUSED).
+    """
     prompt: _builtins.str
     """The question, 1 byte to 32 KiB of UTF-8."""
     lane: Global___Lane.ValueType

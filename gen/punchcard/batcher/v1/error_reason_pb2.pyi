@@ -89,7 +89,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: {"account_id": "alice", "requested": "5", "available": "2", "held": "3"}
     """
     ERROR_REASON_WALLET_REFUSED: _ErrorReason.ValueType  # 14
-    """FAILED_PRECONDITION. The wallet refused the job for another reason than funds.
+    """FAILED_PRECONDITION. The wallet refused the job for another reason than funds, such as NOT_A_MEMBER or LIMIT_REACHED when
+    a team was to pay; account_id is the payer, and the wallet's own metadata of that reason come along. The same job may be
+    submitted again when the reason has gone.
     Metadata: {"account_id": "alice", "wallet_reason": "ACCOUNT_NOT_FOUND"}
     """
     ERROR_REASON_JOB_ENDED: _ErrorReason.ValueType  # 15
@@ -197,7 +199,9 @@ ERROR_REASON_INSUFFICIENT_FUNDS: ErrorReason.ValueType  # 13
 Metadata: {"account_id": "alice", "requested": "5", "available": "2", "held": "3"}
 """
 ERROR_REASON_WALLET_REFUSED: ErrorReason.ValueType  # 14
-"""FAILED_PRECONDITION. The wallet refused the job for another reason than funds.
+"""FAILED_PRECONDITION. The wallet refused the job for another reason than funds, such as NOT_A_MEMBER or LIMIT_REACHED when
+a team was to pay; account_id is the payer, and the wallet's own metadata of that reason come along. The same job may be
+submitted again when the reason has gone.
 Metadata: {"account_id": "alice", "wallet_reason": "ACCOUNT_NOT_FOUND"}
 """
 ERROR_REASON_JOB_ENDED: ErrorReason.ValueType  # 15

@@ -557,7 +557,9 @@ class PutEarningRulesRequest(_message.Message):
     """Versions with the same cohort are tried on the same accounts; empty for a cohort of its own."""
     @_builtins.property
     def effective_time(self) -> _timestamp_pb2.Timestamp:
-        """From when it is in force; absent for at once. Never in the past."""
+        """From when it is in force; absent for at once. One in the past is in force at once, unless another version came into
+        force after it: what was earned by then stays as it is.
+        """
 
     def __init__(
         self,

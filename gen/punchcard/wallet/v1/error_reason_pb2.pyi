@@ -107,6 +107,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The team would be left without an owner. Metadata: {"team_id": "team-1", "account_id": "alice"}"""
     ERROR_REASON_MEMBER_LIMIT: _ErrorReason.ValueType  # 44
     """FAILED_PRECONDITION. The team has as many members as it may have. Metadata: {"team_id": "team-1", "limit": "10000"}"""
+    ERROR_REASON_WELCOME_LOCKED: _ErrorReason.ValueType  # 45
+    """FAILED_PRECONDITION. A young account would give away what it was welcomed with.
+    Metadata: {"account_id": "alice", "requested": "5", "available": "2", "locked": "10", "unlocks_at": "2026-12-25T00:00:00Z"}
+    """
     ERROR_REASON_DAILY_BONUS_CLAIMED: _ErrorReason.ValueType  # 32
     """FAILED_PRECONDITION. The account has claimed the bonus of this day by another key.
     Metadata: {"account_id": "alice", "resets_at": "2026-11-26T00:00:00Z"}
@@ -248,6 +252,10 @@ ERROR_REASON_LAST_OWNER: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION. The team would be left without an owner. Metadata: {"team_id": "team-1", "account_id": "alice"}"""
 ERROR_REASON_MEMBER_LIMIT: ErrorReason.ValueType  # 44
 """FAILED_PRECONDITION. The team has as many members as it may have. Metadata: {"team_id": "team-1", "limit": "10000"}"""
+ERROR_REASON_WELCOME_LOCKED: ErrorReason.ValueType  # 45
+"""FAILED_PRECONDITION. A young account would give away what it was welcomed with.
+Metadata: {"account_id": "alice", "requested": "5", "available": "2", "locked": "10", "unlocks_at": "2026-12-25T00:00:00Z"}
+"""
 ERROR_REASON_DAILY_BONUS_CLAIMED: ErrorReason.ValueType  # 32
 """FAILED_PRECONDITION. The account has claimed the bonus of this day by another key.
 Metadata: {"account_id": "alice", "resets_at": "2026-11-26T00:00:00Z"}

@@ -128,6 +128,10 @@ class _TransactionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """Somebody came into the team, or may do something else in it."""
     TRANSACTION_KIND_UNMEMBER: _TransactionKind.ValueType  # 22
     """Somebody left the team."""
+    TRANSACTION_KIND_GIVE: _TransactionKind.ValueType  # 23
+    """Tokens went to another account."""
+    TRANSACTION_KIND_RECEIVE: _TransactionKind.ValueType  # 24
+    """Tokens came from another account."""
 
 class TransactionKind(_TransactionKind, metaclass=_TransactionKindEnumTypeWrapper):
     """What a row of the journal records."""
@@ -172,6 +176,10 @@ TRANSACTION_KIND_MEMBER: TransactionKind.ValueType  # 21
 """Somebody came into the team, or may do something else in it."""
 TRANSACTION_KIND_UNMEMBER: TransactionKind.ValueType  # 22
 """Somebody left the team."""
+TRANSACTION_KIND_GIVE: TransactionKind.ValueType  # 23
+"""Tokens went to another account."""
+TRANSACTION_KIND_RECEIVE: TransactionKind.ValueType  # 24
+"""Tokens came from another account."""
 Global___TransactionKind: _TypeAlias = TransactionKind  # noqa: Y015
 
 class _FaultKind:
