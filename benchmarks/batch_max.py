@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import sqlite3
 import subprocess
@@ -32,7 +31,7 @@ SIDE_PIXELS: Final = 600
 OVERHEAD_BYTES: Final = 2_048
 """What a line holds beside its image, at most: the prompt, and what the planner adds for names and brackets."""
 
-LOOK_SECONDS: Final = 0.1
+LOOK_SECONDS: Final = 0.25
 MIB: Final = 1024 * 1024
 
 
@@ -99,11 +98,13 @@ async def _life(lines: int, images: Sequence[bytes], bytes_max: int) -> Life:
         image_ids = [(await upload_image(bench.stub, stacks.ACCOUNT, image)).image_id for image in images]
         await _submit(bench, lines, image_ids)
         started = time.perf_counter()
-        peak_bytes, file_bytes = await _until_settled(bench, lines)
+        peak_bytes = await _until_settled(bench, lines)
         seconds = time.perf_counter() - started
         batches = _number(bench.batcher_database, "SELECT count(*) FROM batches WHERE state = 'CLOSED'")
         answered = _number(bench.batcher_database, "SELECT count(*) FROM jobs WHERE state = 'SUCCEEDED'")
         assert (batches, answered) == (1, lines), f"{batches} batches brought {answered} answers"
+        # The file itself is deleted at the provider when its batch has ended.
+        file_bytes = _number(bench.batcher_database, "SELECT sum(line_bytes) FROM jobs")
     return Life(lines, file_bytes, seconds, idle_bytes, peak_bytes)
 
 
@@ -116,19 +117,15 @@ async def _submit(bench: stacks.Bench, lines: int, image_ids: Sequence[str]) -> 
         await bench.stub.SubmitJobs(batcher_pb2.SubmitJobsRequest(items=items))
 
 
-async def _until_settled(bench: stacks.Bench, lines: int) -> tuple[int, int]:
-    """Waits until the tokens of all jobs are settled and the batch is closed; the batcher's peak until then, and how
-    large the file was that the provider has been sent, which is deleted in the end.
-    """
+async def _until_settled(bench: stacks.Bench, lines: int) -> int:
+    """Waits until the tokens of all jobs are settled and the batch is closed; the batcher's peak until then."""
     settled = "SELECT count(*) FROM settlements WHERE state = 'SETTLED'"
     open_batches = "SELECT count(*) FROM batches WHERE state <> 'CLOSED'"
-    files = bench.batcher_database.parent / "openai_twin" / "files"
-    peak_bytes = file_bytes = 0
+    peak_bytes = 0
     while _number(bench.batcher_database, settled) < lines or _number(bench.batcher_database, open_batches):
         peak_bytes = max(peak_bytes, _peak_bytes(bench.batcher_pid))
-        file_bytes = max(file_bytes, _input_bytes(files))
         await asyncio.sleep(LOOK_SECONDS)
-    return max(peak_bytes, _peak_bytes(bench.batcher_pid)), file_bytes
+    return max(peak_bytes, _peak_bytes(bench.batcher_pid))
 
 
 def _peak_bytes(pid: int) -> int:
@@ -145,13 +142,3 @@ def _number(database: Path, query: str) -> int:
     with contextlib.closing(sqlite3.connect(database)) as connection:
         (number,) = connection.execute(query).fetchone()
     return int(number)
-
-
-def _input_bytes(folder: Path) -> int:
-    """How large the largest input file is that the provider has now."""
-    largest_bytes = 0
-    for path in folder.glob("*.json"):
-        with contextlib.suppress(FileNotFoundError):
-            record = json.loads(path.read_text())
-            largest_bytes = max(largest_bytes, record["bytes"] if record["purpose"] == "batch" else 0)
-    return largest_bytes

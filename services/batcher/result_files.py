@@ -120,6 +120,14 @@ class ResultFiles:
         self._ended()
 
 
+def delete_leftovers(folder: Path, now_seconds: float) -> None:
+    """Deletes what killed processes left behind: a replica that shares the folder needs no file for so long."""
+    for path in folder.glob("*.jsonl*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < now_seconds - LEFTOVER_SECONDS:
+                path.unlink()
+
+
 def read_lines(file: BinaryIO) -> list[bytes]:
     """The next lines of a file that are not blank, of at most 1,000 and about 4 MiB; none at its end."""
     lines: list[bytes] = []
@@ -156,11 +164,3 @@ def _result_of(line: LineResult | None, now_us: int, wait_us: int) -> Result | N
         return Result(*attempt_of, outcome)
     failure = Failure(outcome.code, outcome.message)
     return Result(*attempt_of, loss_of(failure, outcome.row, now_us, now_us + wait_us))
-
-
-def delete_leftovers(folder: Path, now_seconds: float) -> None:
-    """Deletes what killed processes left behind in the work folder."""
-    for path in folder.glob("*.jsonl*"):
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime < now_seconds - LEFTOVER_SECONDS:
-                path.unlink()

@@ -6,7 +6,7 @@ from io import BytesIO
 from services.batcher import result_files
 from services.batcher.batch_file import custom_id_of
 from services.batcher.job import Answer
-from services.batcher.result_files import read_lines, results_in
+from services.batcher.result_files import LEFTOVER_SECONDS, delete_leftovers, read_lines, results_in
 from services.batcher.store_batches import Loss
 
 NOW_US = 1_000
@@ -78,3 +78,16 @@ def test_a_line_without_an_end_is_never_whole_in_memory_and_names_nobody(monkeyp
     assert (long, rest) == (b"...\n", [b"last\n"])
     assert endless == [b"...\n"]
     assert results_in([long], NOW_US, WAIT_US) == [None]
+
+
+def test_what_a_killed_process_left_behind_is_deleted_once_nobody_can_need_it(tmp_path):
+    """By its age, as a replica that shares the folder may be at work."""
+    for name in ("batch-1-output-7.jsonl.part", "batch-1-1.jsonl", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    written = (tmp_path / "notes.txt").stat().st_mtime
+    delete_leftovers(tmp_path, written + LEFTOVER_SECONDS / 2)
+    young = len(list(tmp_path.iterdir()))
+    delete_leftovers(tmp_path, written + LEFTOVER_SECONDS + 60)
+
+    assert young == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
