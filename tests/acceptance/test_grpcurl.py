@@ -290,9 +290,10 @@ STORY = [
     "UnfreezeAccount", "UploadImage", "QuoteJob", "PutPriceList", "RollOutPriceList", "WithdrawPriceList",
     "ListPriceLists", "SubmitJob", "SubmitJobs", "GetJob", "ListJobs", "CancelJob", "WatchJob",
     "ListDeadJobs", "RetryJob", "GetBalanceAt", "WatchBalance", "ClaimDailyBonus", "RecordActivity", "ConvertPoints",
-    "GrantAchievement", "GetEarnings", "PutEarningRules", "ListEarningRules", "RevokeGrant", "CloseAccount",
+    "GrantAchievement", "GetEarnings", "PutEarningRules", "ListEarningRules", "Give", "RevokeGrant",
+    "CloseAccount",
     "ListDaySummaries", "OpenTeam", "SetMember", "GetTeam", "ListMembers", "GetSpending", "RemoveMember",
-    "Give",     "VerifyLedger",
+    "VerifyLedger",
 ]  # fmt: skip
 ENDLESS = {"WatchBalance"}
 """Commands that run until their own time limit ends them."""
