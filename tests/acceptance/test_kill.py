@@ -101,6 +101,7 @@ async def answered(_: Stack, customer: Customer, job_id: str) -> None:
 MOMENTS: list[Callable[[Stack, Customer, str], Awaitable[None]]] = [at_once, running_with_progress, answered]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
 async def test_a_killed_batcher_goes_on_where_it_was(stack, customer, moment):
     """Six jobs at once; a watch that began before the kill is resumed and sees each job's end."""
@@ -147,6 +148,7 @@ async def test_an_instant_job_outlives_the_batcher_and_is_charged_once(stack, cu
     await finish(stack, customer, ["now"])
 
 
+@pytest.mark.slow
 async def test_a_wallet_that_is_killed_delays_the_money_and_not_the_answers(stack, customer):
     """Jobs that were admitted are answered without it; one that comes meanwhile is kept, and admitted afterwards."""
     job_ids = await customer.submit_photographs()
@@ -165,6 +167,7 @@ async def test_a_wallet_that_is_killed_delays_the_money_and_not_the_answers(stac
     await finish(stack, customer, [*job_ids, "meanwhile"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
     [pytest.param(running_with_progress, id="running", marks=pytest.mark.slow), pytest.param(answered, id="answered")],

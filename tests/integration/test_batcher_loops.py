@@ -63,6 +63,7 @@ async def test_a_create_whose_answer_is_lost_is_found_again_and_adopted(sandbox)
     assert await sandbox.wallet.balance("alice") == (9, 0)
 
 
+@pytest.mark.slow
 async def test_a_create_that_never_came_through_is_tried_again_after_its_file_is_gone(sandbox):
     async def refused(request, handle):
         if is_create(request):
@@ -85,6 +86,7 @@ async def test_a_create_that_never_came_through_is_tried_again_after_its_file_is
     assert len(sandbox.provider.bought()) == 1
 
 
+@pytest.mark.slow
 async def test_a_create_that_comes_through_late_names_a_file_that_is_gone(sandbox):
     late = asyncio.Event()
 
@@ -106,6 +108,7 @@ async def test_a_create_that_comes_through_late_names_a_file_that_is_gone(sandbo
     assert await sandbox.wallet.balance("alice") == (9, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before the create", "after the create", "after the answers"])
 async def test_a_batcher_that_is_killed_goes_on_where_it_was_and_buys_nothing_twice(sandbox, moment):
     reached, release = asyncio.Event(), asyncio.Event()
@@ -385,6 +388,7 @@ async def has_state(client, job_id, state):
     return (await client.get(job_id)).state == state
 
 
+@pytest.mark.slow
 async def test_a_second_batch_of_one_intent_is_cancelled_and_charged_to_nobody(tmp_path):
     """A create goes through twice behind our back, as by a proxy that retries: one is adopted, the other cancelled."""
     async with sandbox_in(tmp_path, pace=Pace(image_seconds=1.0)) as sandbox:

@@ -224,6 +224,7 @@ async def test_a_replica_that_was_asleep_while_another_planned_plans_nothing(on_
         assert await lines_bought(on_both) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["in the upload", "before the create", "behind the create"])
 async def test_a_replica_that_wakes_up_in_a_purchase_that_another_has_taken_over_buys_nothing_twice(on_both, moment):
     """The first sleeps longer than its lease. The second finds what was bought, or closes the try and buys itself; then

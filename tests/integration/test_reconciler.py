@@ -173,6 +173,7 @@ async def test_batches_of_another_deployment_under_the_same_key_are_none_of_ours
     assert tags == ["theirs", "ours"]
 
 
+@pytest.mark.slow
 async def test_a_create_that_comes_through_after_it_was_given_up_is_cancelled_and_charged_to_nobody(slower_sandbox):
     """The provider says that it has deleted the file and has not: only so can the create still find it."""
     sandbox = slower_sandbox
@@ -203,6 +204,7 @@ async def test_a_create_that_comes_through_after_it_was_given_up_is_cancelled_an
     assert await sandbox.wallet.balance("alice") == (9, 0)
 
 
+@pytest.mark.slow
 async def test_a_second_batch_that_can_not_be_cancelled_yet_is_tried_again_and_keeps_nobody_waiting(slower_sandbox):
     sandbox = slower_sandbox
     refusals = []
