@@ -159,7 +159,9 @@ def first_job(state: State, paid: Reservation, moment: Moment) -> None:
     account = state.accounts[paid.payer_account_id, TOKEN]
     version, rules = _rules(state, account.account_id, moment)
     won = rules.achievements.get(FIRST_JOB)
-    if won is not None and _fits(state, account.account_id, won, moment):
+    # Other rules may have left it to a backend, which has reported it: then it is paid.
+    paid_before = (account.account_id, achievement_counter(FIRST_JOB), EVER) in state.counters
+    if won is not None and won.by_wallet and not paid_before and _fits(state, account.account_id, won, moment):
         _award(state, WALLET, FIRST_JOB, account, rules, version, moment)
 
 

@@ -12,7 +12,7 @@ from services.chassis.database import Database, Transaction
 from services.wallet import calendar_day
 from services.wallet.commands import Award, Convert, Earn, Moment, RecordActivity
 from services.wallet.earning import CONVERT, EVER, achievement_counter, achievement_key, activity_counter
-from services.wallet.economy import InForce, Rules, in_force
+from services.wallet.economy import FIRST_JOB, InForce, Rules, in_force
 from services.wallet.holdings import (
     TOKEN,
     WALLET,
@@ -91,7 +91,7 @@ async def load_economy(
         ("load_points", {"ids": ids}),
         ("load_streaks", {"ids": ids}),
         ("load_earnings", {"keys": encode(sorted(names.keys))}),
-        ("load_counters", {"keys": encode(sorted(_counters(state, names, moment)))}),
+        ("load_counters", {"keys": encode(sorted(_counters(state, names, new_earners, moment)))}),
     )
     points, streaks, earnings, counters = await tx.rows_all(queries)
     for row in points:
@@ -106,10 +106,11 @@ def _without_commit(state: State) -> set[str]:
     return {account.account_id for account in state.accounts.values() if not account.worked}
 
 
-def _counters(state: State, names: EconomyNames, moment: Moment) -> set[CounterKey]:
-    day = moment.day
+def _counters(state: State, names: EconomyNames, new_earners: Collection[str], moment: Moment) -> set[CounterKey]:
+    day, first = moment.day, achievement_counter(FIRST_JOB)
     found: set[CounterKey] = {(account_id, counter, day) for account_id, counter in names.daily}
     found |= {(account_id, counter, EVER) for account_id, counter in names.ever}
+    found |= {(account_id, first, EVER) for account_id in new_earners}
     for account_id in names.accounts:
         _, rules = in_force(moment.rules, state.rule_sets.values(), account_id, moment.now_us)
         own = [name for name, each in rules.achievements.items() if each.by_wallet]

@@ -160,6 +160,38 @@ async def test_the_first_committed_job_is_an_achievement_and_the_second_is_none(
     assert await earner.intact()
 
 
+async def test_a_first_job_that_a_backend_has_reported_before_is_committed_and_not_paid_again(earner):
+    """The rules may leave it to the backend for a while: then a Commit finds the achievement paid."""
+    await earner.open("alice")
+    reported = {"first_job": Achievement(0, 70, False)._asdict()}
+    await earner.call("PutEarningRules", version="by-hand", rules_json=json.dumps({"achievements": reported}))
+    await earner.call("GrantAchievement", account_id="alice", achievement="first_job")
+    await earner.call("PutEarningRules", version="by-wallet", rules_json="{}")
+
+    reserve = wallet_pb2.ReserveRequest(
+        account_id="alice", reservation_id="r", amount=1, hold_duration=Duration(seconds=60)
+    )
+    await earner.wallet.call("Reserve", reserve)
+    await earner.wallet.call("Commit", wallet_pb2.CommitRequest(reservation_id="r"))
+
+    standing = await earner.call("GetEarnings", account_id="alice")
+    assert (standing.purse.tokens, standing.purse.points) == (9, 70)
+    assert await earner.intact()
+
+
+async def test_a_first_job_that_the_rules_leave_to_a_backend_is_not_paid_by_the_wallet(earner):
+    await earner.open("alice")
+    reported = {"first_job": Achievement(0, 70, False)._asdict()}
+    await earner.call("PutEarningRules", version="by-hand", rules_json=json.dumps({"achievements": reported}))
+    reserve = wallet_pb2.ReserveRequest(
+        account_id="alice", reservation_id="r", amount=1, hold_duration=Duration(seconds=60)
+    )
+    await earner.wallet.call("Reserve", reserve)
+    await earner.wallet.call("Commit", wallet_pb2.CommitRequest(reservation_id="r"))
+
+    assert list((await earner.call("GetEarnings", account_id="alice")).achievements) == []
+
+
 async def test_a_version_of_the_rules_is_tried_on_a_share_and_an_account_always_sees_the_same(earner):
     accounts = [f"user-{number}" for number in range(30)]
     await earner.open(*accounts)
