@@ -63,13 +63,13 @@ HOLES: Final[Mapping[str, Hole]] = {
     "zone": Hole("the day is that of wherever a user says to be", zone_of=_users_zone),
     "limits": Hole(
         "activities and conversions have no limit a day",
-        lambda: patch.object(earning, "_refuse_over", lambda *_: None),
+        lambda: patch.object(earning, "refuse_over", lambda *_: None),
     ),
     "welcome": Hole(
         "what a new account was welcomed with can be given away",
         lambda: patch.object(gift, "_refuse_more_than_free", lambda *_: None),
     ),
-    "gifts": Hole("gifts have no limit a day", lambda: patch.object(gift, "_refuse_over", lambda *_: None)),
+    "gifts": Hole("gifts have no limit a day", lambda: patch.object(gift, "refuse_over", lambda *_: None)),
     "awards": Hole("an achievement is forgotten once it is paid", _instead(Award, _awards_again)),
     "points": Hole("a conversion leaves the points where they are", _instead(Convert, _keeps_the_points)),
     "refunds": Hole("what was refunded before is not counted", _instead(Refund, _refunds_again)),

@@ -6,7 +6,7 @@ A command is its own fingerprint: a repeat is recognised by comparing what is st
 from datetime import UTC, tzinfo
 from typing import NamedTuple
 
-from services.wallet.calendar_day import day_of
+from services.wallet.calendar_day import day_of, start_us
 from services.wallet.economy import Rules
 from services.wallet.holdings import Account, Earning, Lot, Reservation, RuleSetRecord, Streak
 from services.wallet.sharing import Gift, Member, Team
@@ -238,3 +238,8 @@ class Moment(NamedTuple):
     def day(self) -> int:
         """The calendar day."""
         return day_of(self.now_us, self.zone)
+
+    @property
+    def next_day_us(self) -> int:
+        """When the next calendar day begins: limits of a day begin anew."""
+        return start_us(self.day + 1, self.zone)

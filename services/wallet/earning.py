@@ -12,13 +12,13 @@ from typing import Any, Final
 from services.wallet import calendar_day
 from services.wallet.account import check_balance_limit, find, refuse_closed, same
 from services.wallet.commands import Award, ClaimDaily, Convert, Moment, Outcome, PutRules, RecordActivity
+from services.wallet.counter import refuse_over
 from services.wallet.economy import FIRST_JOB, RULE_SETS_MAX, STREAK, Achievement, EarningRules, InForce, in_force
 from services.wallet.economy_entry import points_of
 from services.wallet.errors import (
     BalanceLimit,
     DailyBonusClaimed,
     InsufficientPoints,
-    LimitReached,
     RuleNotFound,
     RulesLimit,
 )
@@ -101,7 +101,7 @@ def record_activity(state: State, command: RecordActivity, moment: Moment) -> Ou
     if activity is None:
         raise RuleNotFound("activity", command.activity)
     day, counter = moment.day, activity_counter(command.activity)
-    _refuse_over(state, account.account_id, counter, moment, 1, activity.per_day)
+    refuse_over(state, account.account_id, counter, day, 1, activity.per_day, moment.next_day_us)
     facts = _facts("activity", day, version) | {"name": command.activity, "counts": [[counter, day, 1]]}
     points = points_of(state, account.account_id, moment.now_us)
     _give(state, points, moment, command.actor, command.activity_id, activity.points, facts)
@@ -117,16 +117,17 @@ def convert(state: State, command: Convert, moment: Moment) -> Outcome:
         return outcome
     account = _earner(state, command.account_id)
     version, rules = _rules(state, account.account_id, moment)
-    _refuse_over(state, account.account_id, CONVERT, moment, command.tokens, rules.tokens_per_day)
+    day, limit = moment.day, rules.tokens_per_day
+    refuse_over(state, account.account_id, CONVERT, day, command.tokens, limit, moment.next_day_us)
     points, now_us = points_of(state, account.account_id, moment.now_us), moment.now_us
     needed = command.tokens * rules.points_per_token
     if needed > points.balance:
         raise InsufficientPoints(account.account_id, needed, points.balance)
     check_issue(state, account, command.tokens)
-    facts = {"day": moment.day, "points": -needed, "counts": [[CONVERT, moment.day, command.tokens]]}
+    facts = {"day": day, "points": -needed, "counts": [[CONVERT, day, command.tokens]]}
     if version:
         facts["rules"] = version
-    for holder, change, of_row in ((points, -needed, {"day": moment.day}), (account, command.tokens, facts)):
+    for holder, change, of_row in ((points, -needed, {"day": day}), (account, command.tokens, facts)):
         entry = entry_on(
             holder,
             "convert",
@@ -265,14 +266,6 @@ def _earner(state: State, account_id: str) -> Account:
 
 def _rules(state: State, account_id: str, moment: Moment) -> InForce:
     return in_force(moment.rules, state.rule_sets.values(), account_id, moment.now_us)
-
-
-def _refuse_over(state: State, account_id: str, counter: str, moment: Moment, requested: int, limit: int) -> None:
-    counted = state.counters.get((account_id, counter, moment.day))
-    used = counted.amount if counted else 0
-    if used + requested > limit:
-        resets_at_us = calendar_day.start_us(moment.day + 1, moment.zone)
-        raise LimitReached(account_id, counter, requested, used, limit, resets_at_us)
 
 
 def _again(state: State, made: Earning, kind: str, account_id: str, name: str = "") -> Outcome:

@@ -8,11 +8,11 @@ needs to still have its welcome bonus: otherwise new accounts would be opened to
 
 from typing import Any, Final
 
-from services.wallet import calendar_day
 from services.wallet.account import check_balance_limit, find, refuse_closed, refuse_unusable, same, welcome_key
 from services.wallet.commands import Moment, Outcome
+from services.wallet.counter import refuse_over
 from services.wallet.economy import EarningRules, in_force
-from services.wallet.errors import AccountNotFound, InsufficientFunds, LimitReached
+from services.wallet.errors import AccountNotFound, InsufficientFunds
 from services.wallet.holdings import TOKEN, WALLET, Account, State
 from services.wallet.journal_entry import apply, entry_on
 from services.wallet.lot import free_plain
@@ -44,7 +44,8 @@ def give(state: State, command: Give, moment: Moment) -> Outcome:
     refuse_closed(receiver)
     refuse_unusable(giver)
     rules = in_force(moment.rules, state.rule_sets.values(), giver.account_id, moment.now_us).rules
-    _refuse_over(state, giver, command.amount, rules, moment)
+    limit = rules.gifts_per_day
+    refuse_over(state, giver.account_id, COUNTER, moment.day, command.amount, limit, moment.next_day_us)
     _refuse_more_than_free(state, giver, command.amount, rules, moment)
     check_balance_limit(receiver, command.amount)
     facts: dict[str, Any] = {"peer": receiver.account_id, "counts": [[COUNTER, moment.day, command.amount]]}
@@ -66,14 +67,6 @@ def give(state: State, command: Give, moment: Moment) -> Outcome:
         )
         apply(state, entry, moment.now_us)
     return _outcome(state, state.shared.gifts[command.actor, command.gift_id], replayed=False)
-
-
-def _refuse_over(state: State, giver: Account, amount: int, rules: EarningRules, moment: Moment) -> None:
-    counted = state.counters.get((giver.account_id, COUNTER, moment.day))
-    used = counted.amount if counted else 0
-    if used + amount > rules.gifts_per_day:
-        resets_at_us = calendar_day.start_us(moment.day + 1, moment.zone)
-        raise LimitReached(giver.account_id, COUNTER, amount, used, rules.gifts_per_day, resets_at_us)
 
 
 def _refuse_more_than_free(state: State, giver: Account, amount: int, rules: EarningRules, moment: Moment) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from services.wallet import calendar_day
 from services.wallet.account import find, refuse_closed, same
 from services.wallet.commands import Moment, Outcome
-from services.wallet.errors import LimitReached
+from services.wallet.counter import refuse_over
 from services.wallet.holdings import TOKEN, Account, Entry, Reservation, State
 from services.wallet.journal_entry import apply, entry_on
 from services.wallet.sharing import Member, Role, Team, day_counter, month_counter
@@ -163,10 +163,9 @@ def refuse_over_limit(state: State, team_id: str, member_id: str, day: int, amou
         (member.month_limit, month_counter(member_id), month, calendar_day.next_month(day)),
         (member.day_limit, day_counter(member_id), day, day + 1),
     ):
-        counted = state.counters.get((team_id, counter, begins))
-        used = counted.amount if counted else 0
-        if limit is not None and used + amount > limit:
-            raise LimitReached(team_id, counter, amount, used, limit, calendar_day.start_us(ends, moment.zone))
+        if limit is not None:
+            resets_at_us = calendar_day.start_us(ends, moment.zone)
+            refuse_over(state, team_id, counter, begins, amount, limit, resets_at_us)
 
 
 def counts(member_id: str, day: int, change: int) -> Sequence[Sequence[Any]]:
