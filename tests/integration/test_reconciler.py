@@ -296,6 +296,33 @@ async def test_another_identity_stops_all_buying_until_it_is_changed_back(slow_s
     assert await sandbox.wallet.balance("alice") == (8, 0)
 
 
+async def test_answers_that_another_identity_can_not_see_are_kept_waiting_and_not_given_up(slow_sandbox):
+    """They are paid for. However little patience there is, that their file is not seen does not say that it is gone."""
+    sandbox = slow_sandbox
+    async with sandbox.process(batch_jobs=1, openai_project="right") as (client, process):
+        await submitted(client, "a")
+        await until(lambda: bought_is(sandbox, 1))
+        process.kill()
+        process.wait()
+    await sandbox.provider.twin.worker.idle()
+
+    async def unseen(request, handle):
+        if request.method == "GET" and request.path.endswith("/content"):
+            return web.json_response({"error": {"message": "No such File object"}}, status=404)
+        return await handle()
+
+    sandbox.provider.fault = unseen
+    impatient = {"give_up_tries": 2, "give_up_hours": 0}
+    async with sandbox.batcher(batch_jobs=1, openai_project="wrong", **impatient) as client:
+        await waits_for(client, "a", "held for an operator: the batch was submitted under another provider identity")
+    sandbox.provider.fault = None
+    async with sandbox.batcher(openai_project="right") as client:
+        job = await client.ended("a")
+
+    assert job.state == SUCCEEDED
+    assert await sandbox.wallet.balance("alice") == (9, 0)
+
+
 async def bought_is(sandbox, count):
     return len(sandbox.provider.bought()) == count
 
