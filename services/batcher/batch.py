@@ -27,6 +27,7 @@ from services.batcher.outcome import PROVIDER_ERROR, Action, Place, Row, Signal,
 BASE64_GROWTH = 4 / 3
 LINE_OVERHEAD_BYTES = 1024
 URL_BYTES = 1024
+FOREIGN_PROBLEM = "the batch was submitted under another provider identity than the configured one"
 LOOK_BACK_US = 3600 * 1_000_000
 
 

@@ -33,7 +33,6 @@ from services.chassis.leases import Lease
 
 BATCHES_AT_ONCE = 8
 MISSING_LINE = Failure("missing_line", "The provider's files hold no line for the job.")
-FOREIGN = "the batch was submitted under another provider identity than the configured one"
 RESULT_LOST = Failure("result_lost", "The provider has an answer and does not hand it out.")
 LOST = Counter("batcher_lost_results", "Jobs whose answers the provider counted and never handed out.")
 
@@ -160,7 +159,7 @@ class Poller:
         over = self._is_over(batch, now_us)
         problem = batches.problem_of(error.row, error.code, over)
         if over and not problem and await self._purchases.is_foreign(batch_id):
-            problem = FOREIGN
+            problem = batches.FOREIGN_PROBLEM
         if problem and problem != batch.problem:
             _log.error("batch_held", batch=batch_id, problem=problem, error=str(error), alert=True)
         not_before_us = now_us + pause_us(batch.failures + 1, self._limits.patience, self._jitter())

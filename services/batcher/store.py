@@ -16,13 +16,23 @@ from services.batcher import job as jobs
 from services.batcher import prompt_tokens
 from services.batcher.batch import line_bytes
 from services.batcher.errors import IdempotencyMismatch, ImageNotFound, JobEnded, JobNotFound, PriceChanged
-from services.batcher.job import Action, Answer, Change, Failure, Job, Limits, Settlement, SettlementState, State
+from services.batcher.job import Answer, Change, Failure, Job, Limits, Settlement, State
 from services.batcher.order import first_difference
 from services.batcher.pricing import Terms, pinned
 from services.batcher.store_prices import PriceBook
-from services.batcher.store_rows import JobView, Stored, check, job_of, lock_batches, lock_jobs, view_of, write
+from services.batcher.store_rows import (
+    JobView,
+    Stored,
+    check,
+    job_of,
+    lock_batches,
+    lock_jobs,
+    settlement_of,
+    view_of,
+    write,
+)
 from services.chassis import journal
-from services.chassis.database import Database, Row, Transaction
+from services.chassis.database import Database, Transaction
 from services.chassis.leases import Lease
 
 ROWS_MAX = 1_000
@@ -254,7 +264,7 @@ class Store(Stored):
             now_us = await tx.now_us()
             locked = await lock_jobs(tx, refusals)
             rows = await tx.rows("settlements_lock", uids=json.dumps(sorted(refusals)))
-            owed = {row["uid"]: _settlement(row) for row in rows}
+            owed = {row["uid"]: settlement_of(row) for row in rows}
             changes = [
                 change
                 for job in locked
@@ -293,7 +303,7 @@ class Store(Stored):
         """Settlements that the wallet has not answered, by uid, each with how its job ended."""
         async with self.database.reading() as tx:
             rows = await tx.rows("settlements_pending", after_uid=after_uid, count=count)
-        return [(row["uid"], State(row["job_state"]), _settlement(row)) for row in rows]
+        return [(row["uid"], State(row["job_state"]), settlement_of(row)) for row in rows]
 
     async def admitting(self, before_us: int, count: int) -> list[str]:
         """Jobs that have waited for the wallet since before the given time."""
@@ -367,10 +377,6 @@ def _prompt_tokens(command: NewJob, images: Mapping[tuple[str, str], Image]) -> 
     seen = (images[command.job.account_id, image_id] for image_id in command.image_ids)
     sizes = ((image.width_pixels, image.height_pixels) for image in seen)
     return prompt_tokens.estimate(command.job.model, command.detail, len(command.order), sizes)
-
-
-def _settlement(row: Row) -> Settlement:
-    return Settlement(Action(row["action"]), row["amount"], SettlementState(row["state"]))
 
 
 def _keys(pairs: Iterable[tuple[str, str | int]]) -> str:

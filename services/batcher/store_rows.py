@@ -67,6 +67,11 @@ class Note(NamedTuple):
     body: Mapping[str, object]
 
 
+def settlement_of(row: Row) -> Settlement:
+    """A settlement, from its row."""
+    return Settlement(Action(row["action"]), row["amount"], SettlementState(row["state"]))
+
+
 def job_of(row: Row) -> Job:
     """The job in a row's first columns."""
     life = list(row[:_LIFE])

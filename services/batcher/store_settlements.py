@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from services.batcher.job import Action, Change, Settlement, SettlementState, State, uncollect
-from services.batcher.store_rows import check, lock_jobs, write
+from services.batcher.job import Change, Settlement, State, uncollect
+from services.batcher.store_rows import check, lock_jobs, settlement_of, write
 from services.chassis import journal
 from services.chassis.database import Database, Row
 from services.chassis.leases import Lease
@@ -62,7 +62,7 @@ class SettlementStore:
             now_us = await tx.now_us()
             locked = await lock_jobs(tx, refusals)
             rows = await tx.rows("settlements_lock", uids=json.dumps(sorted(refusals)))
-            owed = {row["uid"]: _settlement(row) for row in rows}
+            owed = {row["uid"]: settlement_of(row) for row in rows}
             changes = [
                 change for job in locked if job.uid in owed and (change := uncollect(job, owed[job.uid], now_us))
             ]
@@ -72,8 +72,4 @@ class SettlementStore:
 
 
 def _owed(row: Row) -> Owed:
-    return Owed(row["uid"], State(row["job_state"]), _settlement(row))
-
-
-def _settlement(row: Row) -> Settlement:
-    return Settlement(Action(row["action"]), row["amount"], SettlementState(row["state"]))
+    return Owed(row["uid"], State(row["job_state"]), settlement_of(row))

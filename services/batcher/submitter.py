@@ -317,10 +317,9 @@ class Submitter:
         """Brings a submission whose outcome is not written down one step nearer to its end."""
         step = batches.next_step(submission, self._provider.provider_identity(), self._limits.settle_us, now_us)
         if step is Step.HOLD:
-            problem = "the batch was submitted under another provider identity than the configured one"
-            if batch.problem != problem:
+            if batch.problem != batches.FOREIGN_PROBLEM:
                 _log.error("provider_identity_changed", batch=batch.batch_id, alert=True)
-                await self._store.update(batch._replace(problem=problem), "batch.held", lease)
+                await self._store.update(batch._replace(problem=batches.FOREIGN_PROBLEM), "batch.held", lease)
             return
         if submission.input_file_id and step is not Step.WAIT and await self._found(submission, lease, now_us):
             return
