@@ -84,8 +84,7 @@ def _on_reservations(prefix: str) -> list[Scenario]:
     return [
         Scenario("reserve and open", [], "Reserve", _reserve(prefix, "new", 1), 3),
         Scenario("reserve", [held("again")], "Reserve", _reserve(prefix, "again", 2), 1),
-        # The first Commit of an account is an achievement, which is a row of its own.
-        Scenario("commit", [held("commit")], "Commit", commit, 2),
+        Scenario("commit", [held("commit")], "Commit", commit, 1),
         Scenario("release", [held("release")], "Refund", release, 1),
         Scenario("tombstone", [], "Refund", tombstone, 1),
         Scenario("refund", [held("refund"), taken], "Refund", refund, 1),
