@@ -23,7 +23,7 @@ from services.wallet.store_rows import entry_of
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
 
-BY_THEMSELVES: Final = frozenset({"expire", "lapse", "grace"})
+BY_THEMSELVES: Final = frozenset({"expire", "lapse", "grace", "unoffer"})
 """The kinds of rows that no command asks for: any one may find them due, whatever becomes of the command itself."""
 SAMPLE_PAUSE_SECONDS: Final = 0.1
 """So that the sampler does not take the processor from the load that it watches."""
@@ -64,6 +64,23 @@ ALWAYS: Final = {
         JOIN accounts a ON a.account_id = l.account_id AND a.asset = 'TOKEN'
         WHERE l.remaining > l.held AND (a.due_time_us IS NULL OR a.due_time_us > l.expire_time_us)
             AND l.expire_time_us IS NOT NULL""",
+    "no offer ends before its seller is due": """
+        SELECT a.account_id, a.due_time_us, o.expire_time_us FROM offers o
+        JOIN accounts a ON a.account_id = o.account_id AND a.asset = 'TOKEN'
+        WHERE o.state = 1 AND (a.due_time_us IS NULL OR a.due_time_us > o.expire_time_us)""",
+    "@escrow has what open offers have left": """
+        SELECT o.offered, s.balance FROM
+            (SELECT coalesce(sum(tokens - sold - returned), 0) AS offered FROM offers) AS o,
+            (SELECT coalesce(sum(balance), 0) AS balance FROM system_accounts WHERE account_id = '@escrow') AS s
+        WHERE o.offered <> s.balance""",
+    "what passes through @transfer is through": """
+        SELECT * FROM system_accounts WHERE account_id = '@transfer' AND balance <> 0""",
+    "what an offer has sold is what takes have bought of it, at its price": """
+        SELECT o.account_id, o.offer_id, o.sold, t.tokens, t.points FROM offers o LEFT JOIN (
+            SELECT seller_id, offer_id, sum(tokens) AS tokens, sum(points) AS points FROM takes
+            GROUP BY seller_id, offer_id
+        ) AS t ON t.seller_id = o.account_id AND t.offer_id = o.offer_id
+        WHERE o.sold <> coalesce(t.tokens, 0) OR o.sold * o.price_points <> coalesce(t.points, 0)""",
     "a closed account has nothing": """
         SELECT * FROM accounts WHERE state = 3 AND (balance <> 0 OR held <> 0 OR lots <> 0)""",
     "@issue gave what was granted or earned and not revoked": """

@@ -67,7 +67,7 @@ HOLES: Final[Mapping[str, Hole]] = {
     ),
     "welcome": Hole(
         "what a new account was welcomed with can be given away",
-        lambda: patch.object(gift, "_refuse_more_than_free", lambda *_: None),
+        lambda: patch.object(gift, "refuse_more_than_free", lambda *_: None),
     ),
     "gifts": Hole("gifts have no limit a day", lambda: patch.object(gift, "refuse_over", lambda *_: None)),
     "awards": Hole("an achievement is forgotten once it is paid", _instead(Award, _awards_again)),
