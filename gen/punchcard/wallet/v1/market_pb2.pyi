@@ -400,7 +400,7 @@ class ListOffersRequest(_message.Message):
     price_points_max: _builtins.int
     """Only what costs at most so many points a token; 0 for any price. Not with an account_id."""
     page_size: _builtins.int
-    """How many at most: 1,000 are the most, and 100 when it is 0."""
+    """How many at most."""
     page_token: _builtins.str
     """Where to go on: the next_page_token of the page before, of the same request."""
     def __init__(

@@ -107,8 +107,8 @@ class MarketServiceServicer:
     def CancelOffer(self, request, context):
         """Ends an offer: what nobody has bought goes back to the seller. A frozen account may do it too.
 
-        Scope: wallet.trade. The caller must be allowed to act for the seller. Errors: OFFER_NOT_FOUND, OFFER_ENDED (sold out or
-        expired). Retry: safe, cancelling again is a replay.
+        Scope: wallet.trade. The caller must be allowed to act for the seller. Errors: ACCOUNT_NOT_FOUND, OFFER_NOT_FOUND,
+        OFFER_ENDED (sold out or expired). Retry: safe, cancelling again is a replay.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "offer_id": "offer-1"}' localhost:50051 punchcard.wallet.v1.MarketService/CancelOffer
         """
@@ -119,7 +119,7 @@ class MarketServiceServicer:
     def GetOffer(self, request, context):
         """Reads an offer as it is now; anybody may.
 
-        Scope: wallet.read. Errors: OFFER_NOT_FOUND.
+        Scope: wallet.read. Errors: OFFER_NOT_FOUND. Retry: safe, a read.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "offer_id": "offer-1"}' localhost:50051 punchcard.wallet.v1.MarketService/GetOffer
         """
@@ -131,7 +131,8 @@ class MarketServiceServicer:
         """Lists what can be bought now, cheapest first and of one price the oldest first; or, with an account_id for which the caller
         may act, all offers of that account, newest first, those that have ended too.
 
-        Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND.
+        Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another list). Retry: safe, a read. Limits:
+        page_size up to 1,000 (more is lowered), 0 means 100.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"price_points_max": 50}' localhost:50051 punchcard.wallet.v1.MarketService/ListOffers
         """

@@ -62,15 +62,15 @@ class MarketServiceStub:
     CancelOffer: _grpc.UnaryUnaryMultiCallable[_market_pb2.CancelOfferRequest, _market_pb2.CancelOfferResponse]
     """Ends an offer: what nobody has bought goes back to the seller. A frozen account may do it too.
 
-    Scope: wallet.trade. The caller must be allowed to act for the seller. Errors: OFFER_NOT_FOUND, OFFER_ENDED (sold out or
-    expired). Retry: safe, cancelling again is a replay.
+    Scope: wallet.trade. The caller must be allowed to act for the seller. Errors: ACCOUNT_NOT_FOUND, OFFER_NOT_FOUND,
+    OFFER_ENDED (sold out or expired). Retry: safe, cancelling again is a replay.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "offer_id": "offer-1"}' localhost:50051 punchcard.wallet.v1.MarketService/CancelOffer
     """
     GetOffer: _grpc.UnaryUnaryMultiCallable[_market_pb2.GetOfferRequest, _market_pb2.GetOfferResponse]
     """Reads an offer as it is now; anybody may.
 
-    Scope: wallet.read. Errors: OFFER_NOT_FOUND.
+    Scope: wallet.read. Errors: OFFER_NOT_FOUND. Retry: safe, a read.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "offer_id": "offer-1"}' localhost:50051 punchcard.wallet.v1.MarketService/GetOffer
     """
@@ -78,7 +78,8 @@ class MarketServiceStub:
     """Lists what can be bought now, cheapest first and of one price the oldest first; or, with an account_id for which the caller
     may act, all offers of that account, newest first, those that have ended too.
 
-    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND.
+    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another list). Retry: safe, a read. Limits:
+    page_size up to 1,000 (more is lowered), 0 means 100.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"price_points_max": 50}' localhost:50051 punchcard.wallet.v1.MarketService/ListOffers
     """
@@ -117,15 +118,15 @@ class MarketServiceAsyncStub(MarketServiceStub):
     CancelOffer: _aio.UnaryUnaryMultiCallable[_market_pb2.CancelOfferRequest, _market_pb2.CancelOfferResponse]  # type: ignore[assignment]
     """Ends an offer: what nobody has bought goes back to the seller. A frozen account may do it too.
 
-    Scope: wallet.trade. The caller must be allowed to act for the seller. Errors: OFFER_NOT_FOUND, OFFER_ENDED (sold out or
-    expired). Retry: safe, cancelling again is a replay.
+    Scope: wallet.trade. The caller must be allowed to act for the seller. Errors: ACCOUNT_NOT_FOUND, OFFER_NOT_FOUND,
+    OFFER_ENDED (sold out or expired). Retry: safe, cancelling again is a replay.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "offer_id": "offer-1"}' localhost:50051 punchcard.wallet.v1.MarketService/CancelOffer
     """
     GetOffer: _aio.UnaryUnaryMultiCallable[_market_pb2.GetOfferRequest, _market_pb2.GetOfferResponse]  # type: ignore[assignment]
     """Reads an offer as it is now; anybody may.
 
-    Scope: wallet.read. Errors: OFFER_NOT_FOUND.
+    Scope: wallet.read. Errors: OFFER_NOT_FOUND. Retry: safe, a read.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "offer_id": "offer-1"}' localhost:50051 punchcard.wallet.v1.MarketService/GetOffer
     """
@@ -133,7 +134,8 @@ class MarketServiceAsyncStub(MarketServiceStub):
     """Lists what can be bought now, cheapest first and of one price the oldest first; or, with an account_id for which the caller
     may act, all offers of that account, newest first, those that have ended too.
 
-    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND.
+    Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another list). Retry: safe, a read. Limits:
+    page_size up to 1,000 (more is lowered), 0 means 100.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"price_points_max": 50}' localhost:50051 punchcard.wallet.v1.MarketService/ListOffers
     """
@@ -187,8 +189,8 @@ class MarketServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_market_pb2.CancelOfferResponse, _abc.Awaitable[_market_pb2.CancelOfferResponse]]:
         """Ends an offer: what nobody has bought goes back to the seller. A frozen account may do it too.
 
-        Scope: wallet.trade. The caller must be allowed to act for the seller. Errors: OFFER_NOT_FOUND, OFFER_ENDED (sold out or
-        expired). Retry: safe, cancelling again is a replay.
+        Scope: wallet.trade. The caller must be allowed to act for the seller. Errors: ACCOUNT_NOT_FOUND, OFFER_NOT_FOUND,
+        OFFER_ENDED (sold out or expired). Retry: safe, cancelling again is a replay.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "offer_id": "offer-1"}' localhost:50051 punchcard.wallet.v1.MarketService/CancelOffer
         """
@@ -201,7 +203,7 @@ class MarketServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_market_pb2.GetOfferResponse, _abc.Awaitable[_market_pb2.GetOfferResponse]]:
         """Reads an offer as it is now; anybody may.
 
-        Scope: wallet.read. Errors: OFFER_NOT_FOUND.
+        Scope: wallet.read. Errors: OFFER_NOT_FOUND. Retry: safe, a read.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "offer_id": "offer-1"}' localhost:50051 punchcard.wallet.v1.MarketService/GetOffer
         """
@@ -215,7 +217,8 @@ class MarketServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists what can be bought now, cheapest first and of one price the oldest first; or, with an account_id for which the caller
         may act, all offers of that account, newest first, those that have ended too.
 
-        Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND.
+        Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another list). Retry: safe, a read. Limits:
+        page_size up to 1,000 (more is lowered), 0 means 100.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"price_points_max": 50}' localhost:50051 punchcard.wallet.v1.MarketService/ListOffers
         """
