@@ -13,7 +13,7 @@ Always reserved = committed + released + expired once it has ended, and refunded
 from collections.abc import Callable
 from typing import Any
 
-from services.wallet import account, earning, gift, grant, offer, reservation, sweep, team
+from services.wallet import account, earning, gift, grant, hold, offer, reservation, sweep, team
 from services.wallet.commands import (
     Amend,
     Award,
@@ -50,8 +50,8 @@ _DECISIONS: dict[type, Callable[[State, Any, Moment], Outcome]] = {
     ChangeAccount: account.change_account,
     Grant: grant.grant,
     Revoke: grant.revoke,
-    Reserve: reservation.reserve,
-    Preview: reservation.preview,
+    Reserve: hold.reserve,
+    Preview: hold.preview,
     Commit: reservation.commit,
     Release: reservation.release,
     Refund: reservation.refund,
