@@ -33,7 +33,8 @@ BATCHER: Final = "punchcard.batcher"
 AUDIENCES: Final = {"wallet": (WALLET,), "batcher": (BATCHER,), "both": (WALLET, BATCHER)}
 
 USER_SCOPES: Final = (
-    "account.open wallet.read wallet.earn wallet.team wallet.give image.upload job.submit job.read job.cancel"
+    "account.open wallet.read wallet.earn wallet.team wallet.give wallet.trade "
+    "image.upload job.submit job.read job.cancel"
 )
 """What a customer may do for itself."""
 OPERATOR_SCOPES: Final = "wallet.grant wallet.read act_for:*"

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
-from punchcard.wallet.v1 import earning_pb2, error_reason_pb2, wallet_pb2
+from punchcard.wallet.v1 import earning_pb2, error_reason_pb2, giving_pb2, market_pb2, teams_pb2, wallet_pb2
 from tests.tokens import bearer
 from tests.wallet_audit import EVERYTHING, Row
 from tests.wallet_mix import MAKER
@@ -23,11 +23,13 @@ from tests.wallets import EVERY_SCOPE
 
 METHODS: Final = {
     name: method
-    for file in (wallet_pb2, earning_pb2)
+    for file in (wallet_pb2, earning_pb2, teams_pb2, giving_pb2, market_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for name, method in service.methods_by_name.items()
 }
-METADATA: Final = bearer(MAKER, f"{EVERY_SCOPE} wallet.earn wallet.admin", audience="punchcard.wallet")
+METADATA: Final = bearer(
+    MAKER, f"{EVERY_SCOPE} wallet.earn wallet.give wallet.trade wallet.team wallet.admin", audience="punchcard.wallet"
+)
 CALL_TIMEOUT_SECONDS: Final = 20.0
 DETAILS: Final = "grpc-status-details-bin"
 
@@ -195,8 +197,24 @@ def _words_of_earning(name: str) -> dict[str, list[str]]:
     }
 
 
+def _words_of_sharing(name: str) -> dict[str, list[str]]:
+    """Few keys for many calls, so that some are repeated; the world's own offers can be taken and cancelled."""
+    some = [*ACCOUNTS, "nobody"]
+    return {
+        "team_id": ["team", "team", "rich", "nobody", f"{name}-team"],
+        "member_account_id": some,
+        "owner_account_id": some,
+        "acting_account_id": ["", "", "rich", "poor", "nobody"],
+        "receiver_account_id": some,
+        "seller_account_id": ["trader", "trader", *some],
+        "gift_id": [f"{name}-gift-{number}" for number in range(4)],
+        "offer_id": ["cheap", "dear", "sold", "ended", *(f"{name}-offer-{number}" for number in range(6))],
+        "take_id": [f"{name}-take-{number}" for number in range(4)],
+    }
+
+
 HOLDS: Final = ("held", "late", "committed", "released", "small", "pinned")
-ACCOUNTS: Final = ("rich", "poor", "lots", "frozen", "closed")
+ACCOUNTS: Final = ("rich", "poor", "lots", "frozen", "closed", "trader")
 
 
 class World:
@@ -207,9 +225,26 @@ class World:
         for account_id in ACCOUNTS:
             self._do("OpenAccount", account_id=account_id)
         self._do("Grant", account_id="rich", grant_id="wealth", amount=10**15)
+        self._begin_market()
         self._do("FreezeAccount", account_id="frozen", change_id="freeze-1")
         self._do("CloseAccount", account_id="closed", change_id="close-1", forfeit_balance=True)
         self._tokens = [token for account_id in ACCOUNTS for token in self._tokens_of(account_id)]
+
+    def _begin_market(self) -> None:
+        """Offers of the trader in each state but EXPIRED; rich and poor have points to buy with."""
+        self._do("Grant", account_id="trader", grant_id="stock", amount=1_000)
+        for account_id in ("rich", "poor"):
+            self._do("GrantAchievement", account_id=account_id, achievement="profile_complete")
+        for offer_id, tokens, price_points in (
+            ("cheap", 10, 10),
+            ("dear", 1, 10**9),
+            ("sold", 1, 10),
+            ("ended", 1, 10),
+        ):
+            self._do("CreateOffer", account_id="trader", offer_id=offer_id, tokens=tokens, price_points=price_points)
+        self._do("TakeOffer", account_id="rich", take_id="t", seller_account_id="trader", offer_id="sold", tokens=1)
+        self._do("CancelOffer", account_id="trader", offer_id="ended")
+        self._do("OpenTeam", team_id="team", owner_account_id="rich")
 
     def words(self, name: str) -> dict[str, list[str]]:
         """Plausible strings by the name of a field. Grants and reservations are made anew under each `name`."""
@@ -230,6 +265,7 @@ class World:
             "reference": ["", "why"],
             "price_version": ["", "v1"],
             **_words_of_earning(name),
+            **_words_of_sharing(name),
         }
         everything = sorted({word for some in words.values() for word in some} | set(self._tokens))
         tokens = [""] * 10 + self._tokens

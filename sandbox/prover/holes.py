@@ -54,7 +54,7 @@ HOLES: Final[Mapping[str, Hole]] = {
     ),
     "welcome": Hole(
         "what a new account was welcomed with can be given away",
-        replaced(gift, "_refuse_more_than_free", lambda *_: None),
+        replaced(gift, "refuse_more_than_free", lambda *_: None),
     ),
     "gifts": Hole("gifts have no limit a day", replaced(gift, "refuse_over", lambda *_: None)),
     "awards": Hole("an achievement is forgotten once it is paid", decided(Award, _awards_again)),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sandbox.prover.hole import Hole, both, decided, replaced
-from services.wallet import counter, reservation, team
+from services.wallet import counter, hold, reservation, team
 from services.wallet.commands import Moment, Outcome
 from services.wallet.holdings import Reservation, ReservationState, State
 from services.wallet.sharing import day_counter, month_counter
@@ -90,9 +90,7 @@ TEAM_HOLES: Final[Mapping[str, Hole]] = {
         both(decided(SetMember, _forgives), replaced(team, "refuse_over", _refuse_over_unforgiven)),
     ),
     "month": Hole("members have no limit a month", replaced(team, "refuse_over", _refuse_over_day)),
-    "removed": Hole(
-        "who was removed from a team may spend on", replaced(reservation, "refuse_for_team", _refuse_strangers)
-    ),
+    "removed": Hole("who was removed from a team may spend on", replaced(hold, "refuse_for_team", _refuse_strangers)),
     "refund_counts": Hole("a refund gives the limit back", replaced(reservation, "counted_facts", _counts_refunds)),
     "release_day": Hole(
         "what a hold gives back is given to the day on which it does",

@@ -71,8 +71,9 @@ def change_account(state: State, command: ChangeAccount, moment: Moment) -> Outc
     facts: dict[str, object] = {"reference": command.reference} if command.reference else {}
     taken = 0
     if command.kind == "close":
-        if account.held or (account.balance and not command.forfeit):
-            raise AccountNotEmpty(account.account_id, account.balance, account.held)
+        offered = sum(each.left for each in state.market.open_offers(account.account_id))
+        if account.held or offered or (account.balance and not command.forfeit):
+            raise AccountNotEmpty(account.account_id, account.balance, account.held, offered)
         taken = account.balance
         if command.forfeit:
             facts["forfeit"] = 1

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from services.wallet.calendar_day import day_of, start_us
 from services.wallet.economy import Rules
 from services.wallet.holdings import Account, Earning, Lot, Reservation, RuleSetRecord, Streak
+from services.wallet.market import Offer, Take
+from services.wallet.market_commands import CancelOffer, CreateOffer, TakeOffer
 from services.wallet.sharing import Gift, Member, Team
 from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetMember
 
@@ -195,6 +197,9 @@ Command = (
     | SetMember
     | RemoveMember
     | Give
+    | CreateOffer
+    | TakeOffer
+    | CancelOffer
 )
 OnReservation = Commit | Release | Refund | Amend
 
@@ -224,6 +229,10 @@ class Outcome(NamedTuple):
     """Of the same, the one whom it is about."""
     gift: Gift | None = None
     """Of a Give."""
+    offer: Offer | None = None
+    """Of what concerns an offer, the offer."""
+    take: Take | None = None
+    """Of a TakeOffer."""
 
 
 class Moment(NamedTuple):

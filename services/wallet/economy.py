@@ -26,6 +26,9 @@ NAMES_MAX: Final = 1_000
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 """How activities and achievements are named."""
 STREAK_DAYS_MAX: Final = 3_660
+OFFER_DAYS_MAX: Final = 366
+OPEN_OFFERS_MAX: Final = 100
+"""Open offers that any rules may allow to one account: all of them are loaded with it where they may have a part."""
 RULE_SETS_MAX: Final = 1_000
 """Versions that may ever be put: all of them are looked at for every account."""
 
@@ -74,7 +77,17 @@ class EarningRules(NamedTuple):
     gifts_per_day: int = 20
     """How many tokens an account may give away in one day."""
     welcome_lock_days: int = 30
-    """So long after it was opened an account gives nothing that it needs to still have its welcome bonus."""
+    """So long after it was opened an account gives and offers nothing of its welcome bonus."""
+    offers_per_day: int = 20
+    """How many tokens an account may offer for points in one day; what comes back unsold counts no longer. 0: none."""
+    offer_price_min: int = 10
+    """For how many points a token may be offered at least: an offer for next to nothing would be a gift."""
+    open_offers: int = 20
+    """How many open offers an account may have."""
+    offer_days: int = 7
+    """How long an offer lives that says nothing else."""
+    offer_days_max: int = 30
+    """How long an offer may live."""
 
     def daily(self, streak_days: int) -> int:
         """What a claim gives on this day of a streak."""
@@ -150,6 +163,10 @@ def read_rules(document: str) -> EarningRules:
     rules = EarningRules(**read)
     if rules.points_per_token < 1:
         raise ValueError("points_per_token must be at least 1")
+    if not 1 <= rules.offer_days <= rules.offer_days_max <= OFFER_DAYS_MAX:
+        raise ValueError(f"offer_days and offer_days_max must be 1 to {OFFER_DAYS_MAX}, and the first not the larger")
+    if rules.offer_price_min < 1 or rules.open_offers > OPEN_OFFERS_MAX:
+        raise ValueError(f"offer_price_min must be at least 1, and open_offers at most {OPEN_OFFERS_MAX}")
     return rules
 
 

@@ -179,13 +179,17 @@ class AccountFrozen(Refusal):
 class AccountNotEmpty(Refusal):
     """An account is closed only when nothing of it is held, and nothing is left or may be taken."""
 
-    def __init__(self, account_id: str, balance: int, held: int) -> None:
-        remedy = "wait until its open reservations have ended" if held else "set forfeit_balance to take what is left"
+    def __init__(self, account_id: str, balance: int, held: int, offered: int) -> None:
+        remedy = "set forfeit_balance to take what is left"
+        if held or offered:
+            remedy = "wait until its open reservations have ended" if held else "cancel its open offers"
         super().__init__(
-            f"account {account_id!r} has {balance} of which {held} are held, so that it can't be closed: {remedy}",
+            f"account {account_id!r} has {balance} of which {held} are held, and {offered} in offers, so that it "
+            f"can't be closed: {remedy}",
             account_id=account_id,
             balance=balance,
             held=held,
+            offered=offered,
         )
 
 

@@ -46,7 +46,7 @@ def give(state: State, command: Give, moment: Moment) -> Outcome:
     rules = in_force(moment.rules, state.rule_sets.values(), giver.account_id, moment.now_us).rules
     limit = rules.gifts_per_day
     refuse_over(state, giver.account_id, COUNTER, moment.day, command.amount, limit, moment.next_day_us)
-    _refuse_more_than_free(state, giver, command.amount, rules, moment)
+    refuse_more_than_free(state, giver, command.amount, rules, moment)
     check_balance_limit(receiver, command.amount)
     facts: dict[str, Any] = {"peer": receiver.account_id, "counts": [[COUNTER, moment.day, command.amount]]}
     if command.reference:
@@ -69,7 +69,7 @@ def give(state: State, command: Give, moment: Moment) -> Outcome:
     return _outcome(state, state.shared.gifts[command.actor, command.gift_id], replayed=False)
 
 
-def _refuse_more_than_free(state: State, giver: Account, amount: int, rules: EarningRules, moment: Moment) -> None:
+def refuse_more_than_free(state: State, giver: Account, amount: int, rules: EarningRules, moment: Moment) -> None:
     """Refuses what is held, what has a life of its own, and what a young account was welcomed with."""
     free = free_plain(state, giver)
     if amount > free:

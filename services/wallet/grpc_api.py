@@ -13,7 +13,7 @@ from services.chassis.fields import Checks
 from services.chassis.group_commit import GroupCommitter
 from services.chassis.interceptors import log_cause
 from services.chassis.watch import RevisionCompacted, RevisionUnknown
-from services.wallet import errors, grpc_audit, grpc_history, grpc_messages, grpc_pages, sharing_errors
+from services.wallet import errors, grpc_audit, grpc_history, grpc_messages, grpc_pages, market_errors, sharing_errors
 from services.wallet.commands import Command, Outcome
 from services.wallet.grpc_watch import Watches
 from services.wallet.store import Store
@@ -59,6 +59,7 @@ ERRORS: Final = ErrorTable(
         errors.GrantNotFound: Row(_NOT_FOUND, "GRANT_NOT_FOUND"),
         errors.RuleNotFound: Row(_NOT_FOUND, "RULE_NOT_FOUND"),
         sharing_errors.TeamNotFound: Row(_NOT_FOUND, "TEAM_NOT_FOUND"),
+        market_errors.OfferNotFound: Row(_NOT_FOUND, "OFFER_NOT_FOUND"),
         errors.IdempotencyMismatch: Row(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_MISMATCH"),
         errors.ReservationCommitted: Row(_PRECONDITION, "RESERVATION_COMMITTED"),
         errors.ReservationReleased: Row(_PRECONDITION, "RESERVATION_RELEASED"),
@@ -75,6 +76,10 @@ ERRORS: Final = ErrorTable(
         sharing_errors.NotAMember: Row(_PRECONDITION, "NOT_A_MEMBER"),
         sharing_errors.LastOwner: Row(_PRECONDITION, "LAST_OWNER"),
         sharing_errors.MemberLimit: Row(_PRECONDITION, "MEMBER_LIMIT"),
+        market_errors.OfferEnded: Row(_PRECONDITION, "OFFER_ENDED"),
+        market_errors.OfferExceeded: Row(_PRECONDITION, "OFFER_EXCEEDED"),
+        market_errors.OfferLimit: Row(_PRECONDITION, "OFFER_LIMIT"),
+        market_errors.OfferTerms: Row(_PRECONDITION, "OFFER_TERMS"),
         sharing_errors.WelcomeLocked: Row(_PRECONDITION, "WELCOME_LOCKED"),
         errors.DailyBonusClaimed: Row(_PRECONDITION, "DAILY_BONUS_CLAIMED"),
         errors.LimitReached: Row(_PRECONDITION, "LIMIT_REACHED"),

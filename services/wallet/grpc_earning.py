@@ -8,7 +8,7 @@ from punchcard.wallet.v1 import earning_pb2, earning_pb2_grpc
 from services.chassis.auth import current_principal
 from services.chassis.fields import Checks
 from services.chassis.group_commit import GroupCommitter
-from services.wallet import calendar_day
+from services.wallet import calendar_day, gift, market
 from services.wallet.commands import Award, ClaimDaily, Command, Convert, Outcome, PutRules, RecordActivity
 from services.wallet.earning import CONVERT, EVER, achievement_counter, activity_counter, next_streak
 from services.wallet.economy import read_rules, write_rules
@@ -152,6 +152,7 @@ def standing_message(standing: Standing) -> earning_pb2.GetEarningsResponse:
     resets_at = timestamp(calendar_day.start_us(day + 1, zone))
     counted = {(each.counter, each.day): each.amount for each in standing.counters}
     limits = {CONVERT: rules.tokens_per_day}
+    limits |= {gift.COUNTER: rules.gifts_per_day, market.COUNTER: rules.offers_per_day}
     limits |= {activity_counter(name): each.per_day for name, each in rules.activities.items()}
     next_days = next_streak(streak, account_id, claim_day, rules.grace_days).days
     return earning_pb2.GetEarningsResponse(

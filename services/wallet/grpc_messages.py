@@ -61,6 +61,10 @@ KINDS: Final[Mapping[str, wallet_pb2.TransactionKind.ValueType]] = MappingProxyT
         "unmember": wallet_pb2.TRANSACTION_KIND_UNMEMBER,
         "give": wallet_pb2.TRANSACTION_KIND_GIVE,
         "receive": wallet_pb2.TRANSACTION_KIND_RECEIVE,
+        "offer": wallet_pb2.TRANSACTION_KIND_OFFER,
+        "buy": wallet_pb2.TRANSACTION_KIND_BUY,
+        "sell": wallet_pb2.TRANSACTION_KIND_SELL,
+        "unoffer": wallet_pb2.TRANSACTION_KIND_UNOFFER,
     }
 )
 

@@ -6,11 +6,15 @@ from typing import Final
 
 from services.chassis.errors import InvalidField, Violation
 from services.chassis.fields import ID_PATTERN, Checks
+from services.wallet import store_market
+from services.wallet.market import Offer
 from services.wallet.store_reads import FIRST_PLACE, Place
 
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1_000
 NUMBER_MAX: Final = 2**63 - 1
+MARKET: Final = "@market"
+"""Stands for the account where a list is of nobody's own."""
 
 
 def page_size(requested: int) -> int:
@@ -63,6 +67,32 @@ def members_place(token: str, team_id: str) -> str:
     if not ID_PATTERN.fullmatch(member_id):
         raise bad_page_token(token)
     return member_id
+
+
+def market_token(last: Offer) -> str:
+    """Where the list of what can be bought goes on."""
+    return _encode(MARKET, last.price_points, last.number)
+
+
+def market_place(token: str) -> store_market.Place:
+    """The place of a token, or the first; raises `InvalidField` for what is none of this list."""
+    if not token:
+        return store_market.FIRST_PLACE
+    price_points, number = _decode(token, MARKET, 2)
+    return store_market.Place(_number(price_points, token), _number(number, token))
+
+
+def offers_token(account_id: str, last: Offer) -> str:
+    """Where the list of this account's offers goes on."""
+    return _encode(account_id, last.number)
+
+
+def offers_place(token: str, account_id: str) -> int:
+    """The offer, by its number, before which a list goes on; raises `InvalidField` for what is none of this account."""
+    if not token:
+        return NUMBER_MAX
+    (number,) = _decode(token, account_id, 1)
+    return _number(number, token)
 
 
 def bad_page_token(token: str) -> InvalidField:

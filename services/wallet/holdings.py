@@ -13,6 +13,7 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from services.wallet.market import Market
 from services.wallet.sharing import Shared
 
 TOKEN = "TOKEN"  # noqa: S105 - the name of an asset
@@ -290,6 +291,7 @@ class State:
     streaks: dict[str, Streak] = field(default_factory=dict)
     rule_sets: dict[str, RuleSetRecord] = field(default_factory=dict)
     shared: Shared = field(default_factory=Shared)
+    market: Market = field(default_factory=Market)
     system: dict[AccountKey, int] = field(default_factory=dict)
     """How much the balances of the system accounts changed."""
     issued: int = 0
@@ -312,6 +314,7 @@ class State:
             dict(self.streaks),
             dict(self.rule_sets),
             self.shared.copy(),
+            self.market.copy(),
             dict(self.system),
             self.issued,
             self.revision,

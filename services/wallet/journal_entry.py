@@ -21,6 +21,11 @@ reads the same entries back, applies them to nothing, and must arrive at the sam
     rules                                                       a version of the earning rules, on nobody's account
     give      - amount                               @transfer  tokens go to another account: two rows
     receive   + amount                               @transfer
+    offer     - amount                               @escrow    tokens are offered for points
+    buy       - points                               @transfer  some of them are bought: three rows, the buyer's points,
+    sell      + points                               @transfer  the seller's points,
+    buy       + tokens                               @escrow    and the buyer's tokens
+    unoffer   + what nobody bought                   @escrow    an offer is cancelled, or its time has passed
     team                                                        the account is a team from now on, of its first owner
     member, unmember                                            a team's member comes, changes or goes
     freeze, unfreeze                                            an account may be used less, or again
@@ -36,7 +41,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from services.wallet import economy_entry, sharing_entry
+from services.wallet import economy_entry, market_entry, sharing_entry
 from services.wallet.holdings import (
     NO_FACTS,
     PLAIN_PRIORITY,
@@ -348,6 +353,10 @@ _FOLLOW: Final[Mapping[str, Callable[[State, Entry, int], None]]] = {
     "unmember": sharing_entry.change_member,
     "give": sharing_entry.give,
     "receive": sharing_entry.receive,
+    "offer": market_entry.offer,
+    "buy": market_entry.buy,
+    "sell": market_entry.sell,
+    "unoffer": market_entry.unoffer,
 }
 
 

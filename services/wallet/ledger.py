@@ -13,7 +13,7 @@ Always reserved = committed + released + expired once it has ended, and refunded
 from collections.abc import Callable
 from typing import Any
 
-from services.wallet import account, earning, gift, grant, reservation, sweep, team
+from services.wallet import account, earning, gift, grant, hold, offer, reservation, sweep, team
 from services.wallet.commands import (
     Amend,
     Award,
@@ -36,6 +36,7 @@ from services.wallet.commands import (
     Sweep,
 )
 from services.wallet.holdings import State
+from services.wallet.market_commands import CancelOffer, CreateOffer, TakeOffer
 from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetMember
 
 
@@ -49,8 +50,8 @@ _DECISIONS: dict[type, Callable[[State, Any, Moment], Outcome]] = {
     ChangeAccount: account.change_account,
     Grant: grant.grant,
     Revoke: grant.revoke,
-    Reserve: reservation.reserve,
-    Preview: reservation.preview,
+    Reserve: hold.reserve,
+    Preview: hold.preview,
     Commit: reservation.commit,
     Release: reservation.release,
     Refund: reservation.refund,
@@ -65,4 +66,7 @@ _DECISIONS: dict[type, Callable[[State, Any, Moment], Outcome]] = {
     SetMember: team.set_member,
     RemoveMember: team.remove_member,
     Give: gift.give,
+    CreateOffer: offer.create_offer,
+    TakeOffer: offer.take_offer,
+    CancelOffer: offer.cancel_offer,
 }

@@ -1,4 +1,4 @@
-"""Decisions about reservations; the diagram is in `ledger`.
+"""Decisions about what becomes of a hold, which `hold` began; the diagram is in `ledger`.
 
 Each function checks everything before it makes an entry, so that a refusal changes nothing. The one exception is on
 purpose: a hold found past its time is expired first, which would have happened anyway.
@@ -7,29 +7,10 @@ purpose: a hold found past its time is expired first, which would have happened 
 from collections.abc import Mapping
 from typing import Any
 
-from services.wallet.account import (
-    check_balance_limit,
-    open_at,
-    refuse_closed,
-    refuse_unusable,
-    same,
-    same_duration,
-    welcome_bonus,
-)
-from services.wallet.commands import (
-    Amend,
-    Commit,
-    Moment,
-    OnReservation,
-    Outcome,
-    Preview,
-    Refund,
-    Release,
-    Reserve,
-)
+from services.wallet.account import check_balance_limit, refuse_closed, refuse_unusable, same, same_duration
+from services.wallet.commands import Amend, Commit, Moment, OnReservation, Outcome, Refund, Release
 from services.wallet.earning import first_job
 from services.wallet.errors import (
-    AccountNotFound,
     AmendNotAllowed,
     CommitExceedsReservation,
     InsufficientFunds,
@@ -43,11 +24,9 @@ from services.wallet.errors import (
 )
 from services.wallet.holdings import (
     NO_FACTS,
-    PLAIN,
     REVENUE,
     TOKEN,
     WALLET,
-    Account,
     Entry,
     Pins,
     Reservation,
@@ -57,84 +36,12 @@ from services.wallet.holdings import (
 )
 from services.wallet.journal_entry import apply, entry_on
 from services.wallet.lot import Return, come_back, moves, pick, split
-from services.wallet.team import counted_facts, counts, refuse_for_team, refuse_over_limit
+from services.wallet.team import counted_facts, refuse_over_limit
 
 HELD = ReservationState.HELD
 COMMITTED = ReservationState.COMMITTED
 RELEASED = ReservationState.RELEASED
 EXPIRED = ReservationState.EXPIRED
-
-
-def reserve(state: State, command: Reserve, moment: Moment) -> Outcome:
-    """Holds tokens of the payer, whose account may be opened on the way."""
-    reservation_key = (command.actor, command.reservation_id)
-    made = state.reservations.get(reservation_key)
-    if made is not None:
-        return _reserve_again(state, made, command, moment)
-    payer, now_us = command.payer_account_id, moment.now_us
-    key = (payer, TOKEN)
-    account = state.accounts.get(key)
-    if account is None and not command.may_open:
-        raise AccountNotFound(payer)
-    if account is not None:
-        refuse_unusable(account)
-        refuse_for_team(state, account, command.account_id, command.amount, moment)
-    available, held = (account.available, account.held) if account else (welcome_bonus(state, payer, moment), 0)
-    if command.amount > available:
-        raise InsufficientFunds(payer, command.amount, available, held)
-    if account is None:
-        open_at(state, command.actor, payer, moment)
-        account = state.accounts[key]
-    entry = entry_on(
-        account,
-        "reserve",
-        command.actor,
-        held_change=command.amount,
-        created_by=command.actor,
-        reservation_id=command.reservation_id,
-        facts=_hold_facts(state, account, command, moment),
-    )
-    apply(state, entry, now_us)
-    return Outcome(state.accounts[key], state.reservations[reservation_key], False)
-
-
-def _hold_facts(state: State, account: Account, command: Reserve, moment: Moment) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "for": command.account_id,
-        "hold_us": command.hold_us,
-        "expire_time_us": moment.now_us + command.hold_us,
-    }
-    if command.price_version:
-        facts["price_version"] = command.price_version
-    if command.reference:
-        facts["reference"] = command.reference
-    if account.lots:
-        pins = pick(state, account, command.amount, moment.now_us)
-        facts |= {"pins": pins, "lots": moves((pins, 0, 1))}
-    if account.team:
-        facts |= {"peer": command.account_id, "counts": counts(command.account_id, moment.day, command.amount)}
-    return facts
-
-
-def preview(state: State, command: Preview, moment: Moment) -> Outcome:
-    """Tries a Reserve on a copy of the state, and says which lots it would hold of."""
-    trial = state.copy()
-    outcome = reserve(trial, command.reserve, moment)
-    pins = read_pins(outcome.reservation.pins) if outcome.reservation else ()
-    lots = trial.lots.get(command.reserve.payer_account_id, {})
-    return outcome._replace(lots=tuple(lots[lot_id] for lot_id, _ in pins if lot_id != PLAIN))
-
-
-def _reserve_again(state: State, made: Reservation, command: Reserve, moment: Moment) -> Outcome:
-    if not made.payer_account_id:
-        raise ReservationReleased(made.reservation_id, 0)
-    same("account_id", made.account_id, command.account_id)
-    same("payer_account_id", made.payer_account_id, command.payer_account_id)
-    same("amount", made.reserved, command.amount)
-    same_duration("hold_duration", made.hold_us, command.hold_us)
-    same("price_version", made.price_version, command.price_version)
-    same("reference", made.reference, command.reference)
-    return _outcome(state, up_to_date(state, made, moment), replayed=True)
 
 
 def commit(state: State, command: Commit, moment: Moment) -> Outcome:
@@ -143,7 +50,7 @@ def commit(state: State, command: Commit, moment: Moment) -> Outcome:
     if found.state == COMMITTED:
         same("amount", found.commit_amount, command.amount)
         same("allow_late", bool(found.commit_late), command.allow_late)
-        return _outcome(state, found, replayed=True)
+        return outcome_of(state, found, replayed=True)
     if found.state == RELEASED:
         raise ReservationReleased(found.reservation_id, found.released)
     late = found.state == EXPIRED
@@ -222,7 +129,7 @@ def release(state: State, command: Release, moment: Moment) -> Outcome:
         raise ReservationCommitted(found.reservation_id, found.committed)
     if found.state != HELD:
         # Released or expired: nothing is held any more, which is all that a release wants.
-        return _outcome(state, found, replayed=True)
+        return outcome_of(state, found, replayed=True)
     pins = read_pins(found.pins)
     return _change(
         state,
@@ -243,7 +150,7 @@ def refund(state: State, command: Refund, moment: Moment) -> Outcome:
     if done is not None:
         same("refund_id", f"{done.kind} {command.refund_id}", f"refund {command.refund_id}")
         same("amount", done.amount, command.amount)
-        return _outcome(state, found, replayed=True)
+        return outcome_of(state, found, replayed=True)
     if found.state == HELD:
         raise ReservationNotCommitted(found.reservation_id, found.reserved)
     _require(found, COMMITTED)
@@ -281,7 +188,7 @@ def amend(state: State, command: Amend, moment: Moment) -> Outcome:
         same("amend_id", f"{done.kind} {command.amend_id}", f"amend {command.amend_id}")
         same("amount", done.amount, command.amount)
         same_duration("hold_duration", done.hold_us, command.hold_us)
-        return _outcome(state, found, replayed=True)
+        return outcome_of(state, found, replayed=True)
     _require(found, HELD)
     amount = found.held if command.amount is None else command.amount
     if amount > found.held:
@@ -388,9 +295,10 @@ def _change(
     apply(state, entry, moment.now_us)
     if back is not None and back.pins:
         come_back(state, found.payer_account_id, back, moment)
-    return _outcome(state, state.reservations[found.created_by, found.reservation_id], replayed=False)
+    return outcome_of(state, state.reservations[found.created_by, found.reservation_id], replayed=False)
 
 
-def _outcome(state: State, reservation: Reservation, *, replayed: bool) -> Outcome:
+def outcome_of(state: State, reservation: Reservation, *, replayed: bool) -> Outcome:
+    """What a command on a reservation came to: the reservation, and whoever pays for it."""
     account = state.accounts.get((reservation.payer_account_id, TOKEN))
     return Outcome(account, reservation, replayed)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from services.chassis import journal
 from services.chassis.database import Row, Transaction
 from services.chassis.errors import StoreUnavailable
-from services.wallet import gift, ledger
+from services.wallet import gift, ledger, market
 from services.wallet.account import welcome_key
 from services.wallet.commands import (
     Amend,
@@ -54,8 +54,10 @@ from services.wallet.holdings import (
     State,
     read_pins,
 )
+from services.wallet.market_commands import CancelOffer, CreateOffer, OnOffer, TakeOffer
 from services.wallet.sharing_commands import ChangeMember, Give, OpenTeam, RemoveMember, SetMember
 from services.wallet.store_economy import EconomyNames, load_economy
+from services.wallet.store_market import MarketNames, load_market
 from services.wallet.store_reads import Reads
 from services.wallet.store_rows import encode, journal_entry, statements
 from services.wallet.store_sharing import SharingNames, load_sharing
@@ -79,6 +81,7 @@ class Names(NamedTuple):
     changes: set[Key]
     economy: EconomyNames
     sharing: SharingNames
+    market: MarketNames
 
 
 class Due(NamedTuple):
@@ -149,6 +152,7 @@ class Store(Reads):
         moment = Moment(max(await tx.now_us(), head.time_us), self._rules, self._zone)
         await load_economy(tx, state, names.economy, account_ids, moment)
         due = await _load_due(tx, state, moment.now_us)
+        await load_market(tx, state, names.market, due.accounts)
         await load_sharing(tx, state, names.sharing, commands, moment)
         return Loaded(state, head, moment, due)
 
@@ -162,7 +166,7 @@ class Store(Reads):
 
 
 def _names(commands: Iterable[Command]) -> Names:
-    names = Names(set(), set(), set(), set(), set(), set(), EconomyNames(), SharingNames())
+    names = Names(set(), set(), set(), set(), set(), set(), EconomyNames(), SharingNames(), MarketNames())
     for command in commands:
         _NAMING[type(command)](names, command)
     names.reservations.update(names.settled)
@@ -191,6 +195,8 @@ def _name_revoke(names: Names, command: Revoke) -> None:
 def _name_change(names: Names, command: ChangeAccount) -> None:
     names.accounts.add(command.account_id)
     names.changes.add((command.actor, command.change_id))
+    if command.kind == "close":
+        names.market.sellers.add(command.account_id)
 
 
 def _name_account(names: Names, command: OpenAccount | Sweep) -> None:
@@ -234,6 +240,22 @@ def _name_gift(names: Names, command: Give) -> None:
     names.sharing.gifts.add((command.actor, command.gift_id))
 
 
+def _name_offer(names: Names, command: OnOffer) -> None:
+    names.accounts.add(command.account_id)
+    names.market.add(command)
+    match command:
+        case CreateOffer():
+            names.grants.add((WALLET, welcome_key(command.account_id)))
+            names.economy.daily.add((command.account_id, market.COUNTER))
+            names.economy.accounts.add(command.account_id)
+        case TakeOffer():
+            names.accounts.add(command.seller_id)
+            # Both have points.
+            names.economy.accounts.update((command.account_id, command.seller_id))
+        case _:
+            pass
+
+
 _NAMING: Final[Mapping[type, Callable[[Names, Any], None]]] = {
     OpenAccount: _name_account,
     Sweep: _name_account,
@@ -255,6 +277,9 @@ _NAMING: Final[Mapping[type, Callable[[Names, Any], None]]] = {
     SetMember: _name_team,
     RemoveMember: _name_team,
     Give: _name_gift,
+    CreateOffer: _name_offer,
+    TakeOffer: _name_offer,
+    CancelOffer: _name_offer,
 }
 
 

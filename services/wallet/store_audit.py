@@ -28,6 +28,7 @@ from services.wallet.holdings import (
     State,
     Streak,
 )
+from services.wallet.market import Market, Offer, Take
 from services.wallet.sharing import Gift, Member, Shared, Team, TeamChange
 from services.wallet.store_rows import encode, entry_of, statements
 
@@ -72,11 +73,14 @@ PROJECTIONS: Final = (
     Projection("members", FaultKind.KEY, Member, (0, 1)),
     Projection("team_changes", FaultKind.KEY, TeamChange, (0, 1)),
     Projection("gifts", FaultKind.KEY, Gift, (0, 1)),
+    Projection("offers", FaultKind.HOLD, Offer, (0, 1)),
+    Projection("takes", FaultKind.KEY, Take, (0, 1)),
 )
 CHECKS: Final = (
     ("check_holds", FaultKind.HOLD, "held tokens are not the sum of the open reservations"),
     ("check_lots", FaultKind.LOT, "its lots have more tokens, or more held, than it has itself"),
     ("check_due", FaultKind.HOLD, "something of it ends before it is looked at again"),
+    ("check_escrow", FaultKind.SUM, "it has not what open offers have left"),
 )
 
 
@@ -295,9 +299,10 @@ async def _load(tx: Transaction, replayed: Sequence[Replayed]) -> State:
         ),
         "find_streaks": sorted({(entry.account_id,) for entry in entries if "streak" in entry.facts}),
         **_named_teams(entries),
+        "find_offers": _named_offers(entries),
     }
     queries = [(name, {"keys": encode(keys)}) for name, keys in asked.items()]
-    accounts, held, granted, found, counted, streaks, teams, members = await tx.rows_all(queries)
+    accounts, held, granted, found, counted, streaks, teams, members, offers = await tx.rows_all(queries)
     state = State(
         accounts={(row[0], row[1]): Account(*row) for row in accounts},
         reservations={(row[0], row[1]): Reservation(*row) for row in held},
@@ -307,6 +312,7 @@ async def _load(tx: Transaction, replayed: Sequence[Replayed]) -> State:
         shared=Shared(
             teams={row[0]: Team(*row) for row in teams}, members={(row[0], row[1]): Member(*row) for row in members}
         ),
+        market=Market({(row[0], row[1]): Offer(*row) for row in offers}),
     )
     state.add_lots(Lot(*row) for row in found)
     return state
@@ -315,6 +321,11 @@ async def _load(tx: Transaction, replayed: Sequence[Replayed]) -> State:
 def _named_teams(entries: Sequence[Entry]) -> dict[str, Sequence[Any]]:
     changed = [(entry.account_id, entry.facts["peer"]) for entry in entries if entry.kind in ("member", "unmember")]
     return {"find_teams": sorted({(team_id,) for team_id, _ in changed}), "find_members": sorted(set(changed))}
+
+
+def _named_offers(entries: Sequence[Entry]) -> Sequence[Any]:
+    sold = {(entry.account_id, entry.facts["offer"]) for entry in entries if entry.kind == "sell"}
+    return sorted(sold | {(entry.account_id, entry.key) for entry in entries if entry.kind == "unoffer"})
 
 
 def _subject(key: Sequence[Any]) -> str:

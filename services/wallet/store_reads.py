@@ -120,6 +120,9 @@ async def _now_us(tx: Transaction) -> int:
 async def _as_of_now(tx: Transaction, account: Account, revision: int, moment: Moment) -> tuple[Account, Sequence[Lot]]:
     account_id = account.account_id
     is_due = account.due_time_us is not None and account.due_time_us <= moment.now_us
+    if is_due:
+        row = await tx.row("get_due_offered", account_id=account_id, now_us=moment.now_us)
+        account = account._replace(balance=account.balance + (row["due"] if row else 0))
     if not account.lots:
         if is_due:
             row = await tx.row("get_due_amount", account_id=account_id, now_us=moment.now_us)

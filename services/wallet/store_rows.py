@@ -7,6 +7,7 @@ from typing import TypeVar
 from services.chassis import journal
 from services.chassis.database import Rows
 from services.wallet.holdings import TOKEN, Account, CounterRecord, Entry, GrantRecord, Lot, Reservation, State, Streak
+from services.wallet.market import Market, Offer
 from services.wallet.sharing import Shared, Team
 
 K = TypeVar("K")
@@ -87,6 +88,11 @@ def team_update(team: Team) -> tuple[object, ...]:
     return (team.team_id, team.members, team.owners, team.revision)
 
 
+def offer_update(offer: Offer) -> tuple[object, ...]:
+    """The parameters of `update_offer`."""
+    return (offer.account_id, offer.offer_id, offer.state, offer.sold, offer.returned, offer.revision)
+
+
 def statements(loaded: State, state: State) -> list[tuple[str, Rows]]:
     """What writes all that differs from what was loaded, but for the journal."""
     accounts, changed_accounts = changes(loaded.accounts, state.accounts)
@@ -108,6 +114,16 @@ def statements(loaded: State, state: State) -> list[tuple[str, Rows]]:
         written.append(("insert_operation", changes(loaded.operations, state.operations)[0]))
     if state.changes:
         written.append(("insert_account_change", changes(loaded.changes, state.changes)[0]))
+    written += _economy(loaded, state)
+    if state.shared != _NOTHING_SHARED:
+        written += _sharing(loaded.shared, state.shared)
+    if state.market.offers:
+        written += _market(loaded.market, state.market)
+    return written
+
+
+def _economy(loaded: State, state: State) -> list[tuple[str, Rows]]:
+    written: list[tuple[str, Rows]] = []
     if state.counters:
         counters, counted = changes(loaded.counters, state.counters)
         written += [("insert_counter", counters), ("update_counter", [counter_update(each) for each in counted])]
@@ -118,8 +134,6 @@ def statements(loaded: State, state: State) -> list[tuple[str, Rows]]:
         written.append(("insert_earning", changes(loaded.earnings, state.earnings)[0]))
     if state.rule_sets:
         written.append(("insert_rule_set", changes(loaded.rule_sets, state.rule_sets)[0]))
-    if state.shared != _NOTHING_SHARED:
-        written += _sharing(loaded.shared, state.shared)
     return written
 
 
@@ -136,6 +150,15 @@ def _sharing(loaded: Shared, shared: Shared) -> list[tuple[str, Rows]]:
         ("update_member", list(changed_members)),
         ("insert_team_change", changes(loaded.team_changes, shared.team_changes)[0]),
         ("insert_gift", changes(loaded.gifts, shared.gifts)[0]),
+    ]
+
+
+def _market(loaded: Market, market: Market) -> list[tuple[str, Rows]]:
+    offers, changed_offers = changes(loaded.offers, market.offers)
+    return [
+        ("insert_offer", offers),
+        ("update_offer", [offer_update(offer) for offer in changed_offers]),
+        ("insert_take", changes(loaded.takes, market.takes)[0]),
     ]
 
 

@@ -13,6 +13,7 @@ from services.wallet.commands import (
 )
 from services.wallet.economy import Rules
 from services.wallet.holdings import Account, Earning, Lot, Reservation, RuleSetRecord, Streak
+from services.wallet.market import Offer, Take
 from services.wallet.sharing import Gift, Member, Team
 from services.wallet.store import Store
 
@@ -33,7 +34,8 @@ def _flatten(outcome: Outcome) -> tuple[Any, ...]:
 
 
 def _restore(values: tuple[Any, ...]) -> Outcome:
-    account, reservation, replayed, lots, revoked, earning, points, streak, rule_set, team, member, gift = values
+    account, reservation, replayed, lots, revoked, earning, points, streak, rule_set, *shared = values
+    team, member, gift, offer, take = shared
     return Outcome(
         account and Account._make(account),
         reservation and Reservation._make(reservation),
@@ -47,6 +49,8 @@ def _restore(values: tuple[Any, ...]) -> Outcome:
         team and Team._make(team),
         member and Member._make(member),
         gift and Gift._make(gift),
+        offer and Offer._make(offer),
+        take and Take._make(take),
     )
 
 

@@ -24,6 +24,7 @@ from services.batcher.object_store import batch_key
 from services.chassis import journal
 from services.wallet.holdings import (
     POINT,
+    TOKEN,
     Account,
     AccountChange,
     CounterRecord,
@@ -38,6 +39,7 @@ from services.wallet.holdings import (
     Streak,
 )
 from services.wallet.journal_entry import apply
+from services.wallet.market import ESCROW, Offer, Take
 from services.wallet.sharing import Gift, Member, Team, TeamChange
 from services.wallet.store_rows import entry_of
 from tests.acceptance.stacks import books, database_urls
@@ -47,7 +49,8 @@ Tables = dict[str, list[Row]]
 
 WALLET_TABLES: Final = (
     "accounts", "system_accounts", "reservations", "grants", "lots", "account_changes", "operations", "counters",
-    "earnings", "streaks", "rule_sets", "teams", "members", "team_changes", "gifts", "journal", "journal_head",
+    "earnings", "streaks", "rule_sets", "teams", "members", "team_changes", "gifts", "offers",
+    "takes", "journal", "journal_head",
 )  # fmt: skip
 BATCHER_TABLES: Final = (
     "jobs", "settlements", "attempts", "batches", "submissions", "images", "journal", "journal_head",
@@ -164,6 +167,13 @@ def _economy_problems(state: State, wallet: Tables) -> Iterator[str]:
     yield from _differences("change of a team", state.shared.team_changes, made)
     gifts = {(row["created_by"], row["gift_id"]): Gift(**row) for row in wallet["gifts"]}
     yield from _differences("gift", state.shared.gifts, gifts)
+    offers = {(row["account_id"], row["offer_id"]): Offer(**row) for row in wallet["offers"]}
+    yield from _differences("offer", state.market.offers, offers)
+    takes = {(row["created_by"], row["take_id"]): Take(**row) for row in wallet["takes"]}
+    yield from _differences("take", state.market.takes, takes)
+    left = sum(each.left for each in offers.values())
+    if left != (escrow := state.system.get((ESCROW, TOKEN), 0)):
+        yield f"{ESCROW} has {escrow}, and open offers have {left} left"
 
 
 def _differences(what: str, replayed: dict[Any, Any], stored: dict[Any, Any]) -> Iterator[str]:
@@ -172,9 +182,22 @@ def _differences(what: str, replayed: dict[Any, Any], stored: dict[Any, Any]) ->
             yield f"{what} {key} is {stored.get(key)}, and the journal says {replayed.get(key)}"
 
 
+def _move_between(wallet: Tables, balances: Counter[str], points: Counter[str]) -> None:
+    """What accounts gave and sold to each other, and what waits in offers."""
+    for row in wallet["gifts"]:
+        balances[row["account_id"]] -= row["amount"]
+        balances[row["receiver_id"]] += row["amount"]
+    for row in wallet["offers"]:
+        balances[row["account_id"]] += row["returned"] - row["tokens"]
+    for row in wallet["takes"]:
+        balances[row["account_id"]] += row["tokens"]
+        points[row["account_id"]] -= row["points"]
+        points[row["seller_id"]] += row["points"]
+
+
 def _balance_problems(wallet: Tables) -> Iterator[str]:
-    """A balance = welcome + grants + earned - revoked - lapsed - committed + refunded; held = what open reservations
-    hold. Points are what was earned of them.
+    """A balance = welcome + grants + earned - revoked - lapsed - committed + refunded, and what was given and traded;
+    held = what open reservations hold. Points are what was earned of them, and traded.
     """
     balances: Counter[str] = Counter()
     points: Counter[str] = Counter()
@@ -184,9 +207,7 @@ def _balance_problems(wallet: Tables) -> Iterator[str]:
     for row in wallet["earnings"]:
         balances[row["account_id"]] += row["tokens"]
         points[row["account_id"]] += row["points"]
-    for row in wallet["gifts"]:
-        balances[row["account_id"]] -= row["amount"]
-        balances[row["receiver_id"]] += row["amount"]
+    _move_between(wallet, balances, points)
     for row in wallet["journal"]:
         if row["kind"] in {"lapse", "close"}:
             balances[row["subject"]] += json.loads(row["body"]).get("balance_change", 0)

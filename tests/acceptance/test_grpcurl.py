@@ -22,6 +22,7 @@ from tests.acceptance.stacks import ROOT, SAMPLES, stack_in
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 WALLET = "punchcard.wallet.v1.WalletService"
+EARNING = "punchcard.wallet.v1.EarningService"
 BATCHER = "punchcard.batcher.v1.BatcherService"
 IMAGE_ID = hashlib.sha256((SAMPLES / "cat.webp").read_bytes()).hexdigest()
 EVERY_SCOPE = (
@@ -69,7 +70,7 @@ class Shell:
 
     def __init__(self, stack: Stack, home: Path) -> None:
         self.stack = stack
-        self.addresses = {WALLET: stack.wallet_address, BATCHER: stack.batcher_address}
+        self.addresses = {WALLET: stack.wallet_address, EARNING: stack.wallet_address, BATCHER: stack.batcher_address}
         self._environment = {
             **os.environ,
             "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
@@ -290,8 +291,8 @@ STORY = [
     "UnfreezeAccount", "UploadImage", "QuoteJob", "PutPriceList", "RollOutPriceList", "WithdrawPriceList",
     "ListPriceLists", "SubmitJob", "SubmitJobs", "GetJob", "ListJobs", "CancelJob", "WatchJob",
     "ListDeadJobs", "RetryJob", "GetBalanceAt", "WatchBalance", "ClaimDailyBonus", "RecordActivity", "ConvertPoints",
-    "GrantAchievement", "GetEarnings", "PutEarningRules", "ListEarningRules", "Give", "RevokeGrant",
-    "CloseAccount",
+    "GrantAchievement", "GetEarnings", "PutEarningRules", "ListEarningRules", "Give",
+    "CreateOffer", "ListOffers", "TakeOffer", "GetOffer", "CancelOffer", "RevokeGrant", "CloseAccount",
     "ListDaySummaries", "OpenTeam", "SetMember", "GetTeam", "ListMembers", "GetSpending", "RemoveMember",
     "VerifyLedger",
 ]  # fmt: skip
@@ -323,6 +324,9 @@ async def test_each_command_in_the_protos_comments_works_as_it_stands(shell):
     assert sorted(commands) == sorted(STORY)
     carol = shell.grpcurl(WALLET, "-d", '{"account_id": "carol"}', method="OpenAccount", token=shell.token())
     assert carol.code == 0
+    won = '{"account_id": "carol", "achievement": "profile_complete"}'
+    earned = shell.grpcurl(EARNING, "-d", won, method="GrantAchievement", token=shell.token())
+    assert earned.code == 0
 
     for method in STORY:
         if method == "ListDeadJobs":

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
-from punchcard.wallet.v1 import earning_pb2, error_reason_pb2
+from punchcard.wallet.v1 import earning_pb2, error_reason_pb2, giving_pb2, market_pb2
 from punchcard.wallet.v1 import wallet_pb2 as pb
 from services.chassis import journal
 from services.chassis.auth import Principal, set_principal
@@ -23,6 +23,8 @@ from services.wallet.commands import Command, Outcome
 from services.wallet.economy import Achievement, EarningRules, Rules, write_rules
 from services.wallet.grpc_api import SCOPES, WalletApi
 from services.wallet.grpc_earning import EarningApi
+from services.wallet.grpc_giving import GivingApi
+from services.wallet.grpc_market import MarketApi
 from services.wallet.store import Store
 from services.wallet.store_rows import entry_of
 from tests.databases import opened
@@ -125,14 +127,13 @@ async def kill_the_connection(hops: Hops, tx: Any, go: Go) -> Any:
 class World(NamedTuple):
     """The wallet from its handlers down to its database."""
 
-    api: WalletApi
-    earning: EarningApi
+    apis: tuple[Any, ...]
     hops: Hops
     database: Database
 
     async def send(self, method: str, request: Any) -> Any:
         """The answer of a handler, or what it raised."""
-        api = self.earning if method in EARNING_METHODS else self.api
+        api = next(each for each in self.apis if method in type(each).__dict__)
         caller = asyncio.create_task(getattr(api, method)(request, None))
         self.hops.caller = caller
         await asyncio.wait([caller])
@@ -170,8 +171,9 @@ async def world(url: str, fault: Fault, attempts_max: int) -> AsyncIterator[Worl
         committer.start()
         # No command asks the audit or the watches.
         unasked: Any = None
-        earning = EarningApi(committer, unasked)
-        yield World(WalletApi(store, committer, unasked, unasked, 0), earning, hops, database)
+        wallet = WalletApi(store, committer, unasked, unasked, 0)
+        others = (EarningApi(committer, unasked), GivingApi(committer), MarketApi(committer, unasked))
+        yield World((wallet, *others), hops, database)
         await committer.close()
 
 
@@ -217,13 +219,43 @@ def earning_scenarios(prefix: str) -> list[Scenario]:
     ]
 
 
-EARNING_METHODS = {scenario.method for scenario in earning_scenarios("any")}
+def trading_scenarios(prefix: str) -> list[Scenario]:
+    """Gifts and offers, between accounts of their own for each."""
+
+    def rich(name: str) -> list[tuple[str, Any]]:
+        account_id = f"{prefix}-{name}"
+        return [
+            ("OpenAccount", pb.OpenAccountRequest(account_id=account_id)),
+            ("Grant", pb.GrantRequest(account_id=account_id, grant_id=account_id, amount=20)),
+        ]
+
+    def offer(name: str) -> market_pb2.CreateOfferRequest:
+        return market_pb2.CreateOfferRequest(account_id=f"{prefix}-{name}", offer_id="o", tokens=5, price_points=10)
+
+    buyer = f"{prefix}-buyer"
+    invited = earning_pb2.RecordActivityRequest(account_id=buyer, activity="invite", activity_id=buyer)
+    to_buy = [*rich("seller"), ("CreateOffer", offer("seller")), *rich("buyer"), ("RecordActivity", invited)]
+    give = giving_pb2.GiveRequest(
+        account_id=f"{prefix}-giver", receiver_account_id=f"{prefix}-receiver", gift_id=f"{prefix}-gift", amount=3
+    )
+    take = market_pb2.TakeOfferRequest(
+        account_id=buyer, take_id=buyer, seller_account_id=f"{prefix}-seller", offer_id="o", tokens=5
+    )
+    cancel = market_pb2.CancelOfferRequest(account_id=f"{prefix}-canceller", offer_id="o")
+    return [
+        Scenario("give", [*rich("giver"), *rich("receiver")], "Give", give, 2),
+        Scenario("offer", rich("offerer"), "CreateOffer", offer("offerer"), 1),
+        Scenario("take", to_buy, "TakeOffer", take, 3),
+        Scenario("cancel", [*rich("canceller"), ("CreateOffer", offer("canceller"))], "CancelOffer", cancel, 1),
+    ]
+
+
 OVERDUE = {scenario.name for scenario in overdue("any")}
 
 
 def every(prefix: str) -> list[Scenario]:
     """All commands, in a world of their own."""
-    return [*scenarios(prefix), *overdue(prefix), *earning_scenarios(prefix)]
+    return [*scenarios(prefix), *overdue(prefix), *earning_scenarios(prefix), *trading_scenarios(prefix)]
 
 
 async def check_one_effect(world: World, number: int) -> int:

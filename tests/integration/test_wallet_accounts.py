@@ -133,7 +133,7 @@ async def test_a_frozen_account_holds_nothing_more_and_a_closed_one_is_over(alic
 
     close = wallet_pb2.CloseAccountRequest(account_id="alice", change_id="c3")
     assert (await refused(alice.call("CloseAccount", close, ADMIN)))[1:] == (
-        "ACCOUNT_NOT_EMPTY", {"account_id": "alice", "balance": "13", "held": "0"},
+        "ACCOUNT_NOT_EMPTY", {"account_id": "alice", "balance": "13", "held": "0", "offered": "0"},
     )  # fmt: skip
     close.forfeit_balance = True
     closed = await alice.call("CloseAccount", close, ADMIN)

@@ -25,6 +25,7 @@ from services.wallet.commands import (
 from services.wallet.economy import EarningRules, Rules, write_rules
 from services.wallet.errors import InsufficientFunds
 from services.wallet.holdings import State
+from services.wallet.market_commands import CancelOffer, CreateOffer, TakeOffer
 from services.wallet.sharing import Role
 from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetMember
 from services.wallet.writer import CODEC, COMMANDS
@@ -55,6 +56,10 @@ EVERY: list[Command] = [
     Grant("boss", "alice", "g2", 30, ""),
     OpenAccount("bob", "bob"),
     Give("boss", "alice", "bob", "gift", 3, "thanks"),
+    CreateOffer("boss", "alice", "offer", 5, 10, None, "cheap"),
+    Award("boss", "bob", "profile_complete"),
+    TakeOffer("boss", "bob", "take", "alice", "offer", 2),
+    CancelOffer("boss", "alice", "offer"),
 ]
 
 

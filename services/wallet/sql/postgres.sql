@@ -96,6 +96,39 @@ JOIN team_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->
 SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
 JOIN gifts t ON t.created_by = k.value ->> 0 AND t.gift_id = k.value ->> 1;
 
+-- name: load_offers(keys)
+-- Their sellers are locked, and they with them; so are takes, with their sellers and buyers.
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN offers t ON t.account_id = k.value ->> 0 AND t.offer_id = k.value ->> 1;
+
+-- name: load_takes(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN takes t ON t.created_by = k.value ->> 0 AND t.take_id = k.value ->> 1;
+
+-- name: load_open_offers(ids)
+-- All that these accounts have open; ordered, so that what ends together ends in one order on every database.
+SELECT * FROM offers WHERE state = 1 AND account_id IN (SELECT jsonb_array_elements_text(:ids::jsonb)) ORDER BY number;
+
+-- name: get_offer(account_id, offer_id)
+SELECT * FROM offers WHERE account_id = :account_id AND offer_id = :offer_id;
+
+-- name: get_due_offered(account_id, now_us)
+-- What of an account's offers is back already, because their time has passed.
+SELECT coalesce(sum(tokens - sold), 0)::bigint AS due FROM offers
+WHERE state = 1 AND account_id = :account_id AND expire_time_us <= :now_us;
+
+-- name: list_market(now_us, price_max, after_price, after_number, limit)
+-- What can be bought now, cheapest first, of one price the oldest first.
+SELECT o.* FROM offers o
+JOIN accounts a ON a.account_id = o.account_id AND a.asset = 'TOKEN' AND a.state = 1
+WHERE o.state = 1 AND o.expire_time_us > :now_us AND o.price_points <= :price_max
+    AND (o.price_points, o.number) > (:after_price, :after_number)
+ORDER BY o.price_points, o.number LIMIT :limit::bigint;
+
+-- name: list_offers(account_id, before_number, limit)
+-- All offers of an account, newest first.
+SELECT * FROM offers WHERE account_id = :account_id AND number < :before_number ORDER BY number DESC LIMIT :limit::bigint;
+
 -- name: get_team(team_id)
 SELECT * FROM teams WHERE team_id = :team_id;
 
@@ -338,6 +371,30 @@ SELECT * FROM unnest(
     :reference::text[], :revision::bigint[]
 );
 
+-- name: insert_offer(account_id, offer_id, created_by, state, tokens, price_points, sold, returned, lifetime_us, reference, day, create_time_us, expire_time_us, number, revision)!
+INSERT INTO offers (account_id, offer_id, created_by, state, tokens, price_points, sold, returned,
+    lifetime_us, reference, day, create_time_us, expire_time_us, number, revision)
+SELECT * FROM unnest(
+    :account_id::text[], :offer_id::text[], :created_by::text[], :state::bigint[], :tokens::bigint[],
+    :price_points::bigint[], :sold::bigint[], :returned::bigint[], :lifetime_us::bigint[], :reference::text[],
+    :day::bigint[], :create_time_us::bigint[], :expire_time_us::bigint[], :number::bigint[],
+    :revision::bigint[]
+);
+
+-- name: update_offer(account_id, offer_id, state, sold, returned, revision)!
+UPDATE offers AS t SET state = n.state, sold = n.sold, returned = n.returned, revision = n.revision
+FROM unnest(
+    :account_id::text[], :offer_id::text[], :state::bigint[], :sold::bigint[], :returned::bigint[], :revision::bigint[]
+) AS n(account_id, offer_id, state, sold, returned, revision)
+WHERE t.account_id = n.account_id AND t.offer_id = n.offer_id;
+
+-- name: insert_take(created_by, take_id, account_id, seller_id, offer_id, tokens, points, revision)!
+INSERT INTO takes (created_by, take_id, account_id, seller_id, offer_id, tokens, points, revision)
+SELECT * FROM unnest(
+    :created_by::text[], :take_id::text[], :account_id::text[], :seller_id::text[], :offer_id::text[],
+    :tokens::bigint[], :points::bigint[], :revision::bigint[]
+);
+
 -- name: move_system_account(account_id, asset, change)!
 INSERT INTO system_accounts (account_id, asset, balance)
 SELECT * FROM unnest(:account_id::text[], :asset::text[], :change::bigint[])
@@ -534,6 +591,24 @@ SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN gifts t ON t
 -- name: count_gifts()
 SELECT count(*) AS count FROM gifts;
 
+-- name: page_offers(after_a, after_b, limit)
+SELECT * FROM offers WHERE (account_id, offer_id) > (:after_a, :after_b) ORDER BY account_id, offer_id LIMIT :limit::bigint;
+
+-- name: find_offers(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN offers t ON t.account_id = k.value ->> 0 AND t.offer_id = k.value ->> 1;
+
+-- name: count_offers()
+SELECT count(*) AS count FROM offers;
+
+-- name: page_takes(after_a, after_b, limit)
+SELECT * FROM takes WHERE (created_by, take_id) > (:after_a, :after_b) ORDER BY created_by, take_id LIMIT :limit::bigint;
+
+-- name: find_takes(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN takes t ON t.created_by = k.value ->> 0 AND t.take_id = k.value ->> 1;
+
+-- name: count_takes()
+SELECT count(*) AS count FROM takes;
+
 -- name: list_system_accounts()
 SELECT account_id, asset, balance FROM system_accounts;
 
@@ -562,5 +637,16 @@ JOIN (
     SELECT payer_account_id AS account_id, min(expire_time_us) AS ends_us FROM reservations WHERE state = 1 GROUP BY payer_account_id
     UNION ALL
     SELECT account_id, min(expire_time_us) FROM lots WHERE remaining > held AND expire_time_us IS NOT NULL GROUP BY account_id
+    UNION ALL
+    SELECT account_id, min(expire_time_us) FROM offers WHERE state = 1 GROUP BY account_id
 ) d ON d.account_id = a.account_id
 WHERE a.asset = 'TOKEN' AND (a.due_time_us IS NULL OR a.due_time_us > d.ends_us) LIMIT 1;
+
+-- name: check_escrow()
+-- Whether the escrow has what open offers have left.
+SELECT '@escrow' AS account_id, (SELECT revision FROM journal_head) AS revision, o.offered AS expected, e.balance AS found
+FROM (SELECT coalesce(sum(tokens - sold), 0)::bigint AS offered FROM offers WHERE state = 1) o
+CROSS JOIN (
+    SELECT coalesce(sum(balance), 0)::bigint AS balance FROM system_accounts WHERE account_id = '@escrow' AND asset = 'TOKEN'
+) e
+WHERE o.offered <> e.balance;

@@ -56,6 +56,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. No such team, or the caller acts for none of its members: the two look alike on purpose.
     Metadata: {"team_id": "team-1"}
     """
+    ERROR_REASON_OFFER_NOT_FOUND: _ErrorReason.ValueType  # 46
+    """NOT_FOUND. The account has made no offer of this id. Metadata: {"account_id": "alice", "offer_id": "offer-1"}"""
     ERROR_REASON_IDEMPOTENCY_MISMATCH: _ErrorReason.ValueType  # 8
     """ALREADY_EXISTS. The key was used before with other content; the first field that differs is named.
     Values longer than 128 characters are cut.
@@ -96,8 +98,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ACCOUNT_FROZEN: _ErrorReason.ValueType  # 25
     """FAILED_PRECONDITION. The account is frozen: nothing more can be held or taken late. Metadata: {"account_id": "alice"}"""
     ERROR_REASON_ACCOUNT_NOT_EMPTY: _ErrorReason.ValueType  # 26
-    """FAILED_PRECONDITION. An account with open reservations can't be closed, nor one with tokens unless they are forfeited.
-    Metadata: {"account_id": "alice", "balance": "7", "held": "2"}
+    """FAILED_PRECONDITION. An account with open reservations or offers can't be closed, nor one with tokens unless they are
+    forfeited. Metadata: {"account_id": "alice", "balance": "7", "held": "2", "offered": "0"}
     """
     ERROR_REASON_LOT_LIMIT: _ErrorReason.ValueType  # 27
     """FAILED_PRECONDITION. The account has as many lots as it may have. Metadata: {"account_id": "alice", "limit": "1000"}"""
@@ -107,8 +109,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The team would be left without an owner. Metadata: {"team_id": "team-1", "account_id": "alice"}"""
     ERROR_REASON_MEMBER_LIMIT: _ErrorReason.ValueType  # 44
     """FAILED_PRECONDITION. The team has as many members as it may have. Metadata: {"team_id": "team-1", "limit": "10000"}"""
+    ERROR_REASON_OFFER_ENDED: _ErrorReason.ValueType  # 47
+    """FAILED_PRECONDITION. The offer has ended: it is FILLED, CANCELLED or EXPIRED.
+    Metadata: {"account_id": "alice", "offer_id": "offer-1", "state": "CANCELLED", "tokens": "5", "sold": "2", "returned": "3"}
+    """
+    ERROR_REASON_OFFER_EXCEEDED: _ErrorReason.ValueType  # 48
+    """FAILED_PRECONDITION. The offer has fewer tokens left.
+    Metadata: {"account_id": "alice", "offer_id": "offer-1", "requested": "4", "left": "3"}
+    """
+    ERROR_REASON_OFFER_LIMIT: _ErrorReason.ValueType  # 49
+    """FAILED_PRECONDITION. The account has as many open offers as the earning rule open_offers allows.
+    Metadata: {"account_id": "alice", "limit": "20"}
+    """
+    ERROR_REASON_OFFER_TERMS: _ErrorReason.ValueType  # 50
+    """FAILED_PRECONDITION. The offer is cheaper than the earning rule offer_price_min allows, or is to be open for longer than
+    offer_days_max. Metadata: {"account_id": "alice", "field": "price_points", "requested": "1", "limit": "10"}
+    """
     ERROR_REASON_WELCOME_LOCKED: _ErrorReason.ValueType  # 45
-    """FAILED_PRECONDITION. A young account would give away what it was welcomed with.
+    """FAILED_PRECONDITION. A young account would give or offer what it was welcomed with.
     Metadata: {"account_id": "alice", "requested": "5", "available": "2", "locked": "10", "unlocks_at": "2026-12-25T00:00:00Z"}
     """
     ERROR_REASON_DAILY_BONUS_CLAIMED: _ErrorReason.ValueType  # 32
@@ -117,7 +135,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_LIMIT_REACHED: _ErrorReason.ValueType  # 33
     """FAILED_PRECONDITION. So much may not be done before `resets_at`; `limited` says of what: `convert`, `activity:<name>`,
-    or, on a team's account, `spend:<member>` in a day and `spend_month:<member>` in a month.
+    `gift`, `offer`, or, on a team's account, `spend:<member>` in a day and `spend_month:<member>` in a month.
     Metadata: {"account_id": "alice", "limited": "convert", "requested": "3", "used": "4", "limit": "5", "resets_at": "2026-11-26T00:00:00Z"}
     """
     ERROR_REASON_RULES_LIMIT: _ErrorReason.ValueType  # 35
@@ -201,6 +219,8 @@ ERROR_REASON_TEAM_NOT_FOUND: ErrorReason.ValueType  # 40
 """NOT_FOUND. No such team, or the caller acts for none of its members: the two look alike on purpose.
 Metadata: {"team_id": "team-1"}
 """
+ERROR_REASON_OFFER_NOT_FOUND: ErrorReason.ValueType  # 46
+"""NOT_FOUND. The account has made no offer of this id. Metadata: {"account_id": "alice", "offer_id": "offer-1"}"""
 ERROR_REASON_IDEMPOTENCY_MISMATCH: ErrorReason.ValueType  # 8
 """ALREADY_EXISTS. The key was used before with other content; the first field that differs is named.
 Values longer than 128 characters are cut.
@@ -241,8 +261,8 @@ ERROR_REASON_ACCOUNT_CLOSED: ErrorReason.ValueType  # 24
 ERROR_REASON_ACCOUNT_FROZEN: ErrorReason.ValueType  # 25
 """FAILED_PRECONDITION. The account is frozen: nothing more can be held or taken late. Metadata: {"account_id": "alice"}"""
 ERROR_REASON_ACCOUNT_NOT_EMPTY: ErrorReason.ValueType  # 26
-"""FAILED_PRECONDITION. An account with open reservations can't be closed, nor one with tokens unless they are forfeited.
-Metadata: {"account_id": "alice", "balance": "7", "held": "2"}
+"""FAILED_PRECONDITION. An account with open reservations or offers can't be closed, nor one with tokens unless they are
+forfeited. Metadata: {"account_id": "alice", "balance": "7", "held": "2", "offered": "0"}
 """
 ERROR_REASON_LOT_LIMIT: ErrorReason.ValueType  # 27
 """FAILED_PRECONDITION. The account has as many lots as it may have. Metadata: {"account_id": "alice", "limit": "1000"}"""
@@ -252,8 +272,24 @@ ERROR_REASON_LAST_OWNER: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION. The team would be left without an owner. Metadata: {"team_id": "team-1", "account_id": "alice"}"""
 ERROR_REASON_MEMBER_LIMIT: ErrorReason.ValueType  # 44
 """FAILED_PRECONDITION. The team has as many members as it may have. Metadata: {"team_id": "team-1", "limit": "10000"}"""
+ERROR_REASON_OFFER_ENDED: ErrorReason.ValueType  # 47
+"""FAILED_PRECONDITION. The offer has ended: it is FILLED, CANCELLED or EXPIRED.
+Metadata: {"account_id": "alice", "offer_id": "offer-1", "state": "CANCELLED", "tokens": "5", "sold": "2", "returned": "3"}
+"""
+ERROR_REASON_OFFER_EXCEEDED: ErrorReason.ValueType  # 48
+"""FAILED_PRECONDITION. The offer has fewer tokens left.
+Metadata: {"account_id": "alice", "offer_id": "offer-1", "requested": "4", "left": "3"}
+"""
+ERROR_REASON_OFFER_LIMIT: ErrorReason.ValueType  # 49
+"""FAILED_PRECONDITION. The account has as many open offers as the earning rule open_offers allows.
+Metadata: {"account_id": "alice", "limit": "20"}
+"""
+ERROR_REASON_OFFER_TERMS: ErrorReason.ValueType  # 50
+"""FAILED_PRECONDITION. The offer is cheaper than the earning rule offer_price_min allows, or is to be open for longer than
+offer_days_max. Metadata: {"account_id": "alice", "field": "price_points", "requested": "1", "limit": "10"}
+"""
 ERROR_REASON_WELCOME_LOCKED: ErrorReason.ValueType  # 45
-"""FAILED_PRECONDITION. A young account would give away what it was welcomed with.
+"""FAILED_PRECONDITION. A young account would give or offer what it was welcomed with.
 Metadata: {"account_id": "alice", "requested": "5", "available": "2", "locked": "10", "unlocks_at": "2026-12-25T00:00:00Z"}
 """
 ERROR_REASON_DAILY_BONUS_CLAIMED: ErrorReason.ValueType  # 32
@@ -262,7 +298,7 @@ Metadata: {"account_id": "alice", "resets_at": "2026-11-26T00:00:00Z"}
 """
 ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 33
 """FAILED_PRECONDITION. So much may not be done before `resets_at`; `limited` says of what: `convert`, `activity:<name>`,
-or, on a team's account, `spend:<member>` in a day and `spend_month:<member>` in a month.
+`gift`, `offer`, or, on a team's account, `spend:<member>` in a day and `spend_month:<member>` in a month.
 Metadata: {"account_id": "alice", "limited": "convert", "requested": "3", "used": "4", "limit": "5", "resets_at": "2026-11-26T00:00:00Z"}
 """
 ERROR_REASON_RULES_LIMIT: ErrorReason.ValueType  # 35

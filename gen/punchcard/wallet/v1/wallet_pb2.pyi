@@ -132,6 +132,14 @@ class _TransactionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """Tokens went to another account."""
     TRANSACTION_KIND_RECEIVE: _TransactionKind.ValueType  # 24
     """Tokens came from another account."""
+    TRANSACTION_KIND_OFFER: _TransactionKind.ValueType  # 25
+    """Tokens were offered for points, and wait in @escrow."""
+    TRANSACTION_KIND_BUY: _TransactionKind.ValueType  # 26
+    """Offered tokens were bought, and points paid for them: a row of each."""
+    TRANSACTION_KIND_SELL: _TransactionKind.ValueType  # 27
+    """Points came in for tokens that were sold."""
+    TRANSACTION_KIND_UNOFFER: _TransactionKind.ValueType  # 28
+    """What nobody had bought of an offer came back."""
 
 class TransactionKind(_TransactionKind, metaclass=_TransactionKindEnumTypeWrapper):
     """What a row of the journal records."""
@@ -180,6 +188,14 @@ TRANSACTION_KIND_GIVE: TransactionKind.ValueType  # 23
 """Tokens went to another account."""
 TRANSACTION_KIND_RECEIVE: TransactionKind.ValueType  # 24
 """Tokens came from another account."""
+TRANSACTION_KIND_OFFER: TransactionKind.ValueType  # 25
+"""Tokens were offered for points, and wait in @escrow."""
+TRANSACTION_KIND_BUY: TransactionKind.ValueType  # 26
+"""Offered tokens were bought, and points paid for them: a row of each."""
+TRANSACTION_KIND_SELL: TransactionKind.ValueType  # 27
+"""Points came in for tokens that were sold."""
+TRANSACTION_KIND_UNOFFER: TransactionKind.ValueType  # 28
+"""What nobody had bought of an offer came back."""
 Global___TransactionKind: _TypeAlias = TransactionKind  # noqa: Y015
 
 class _FaultKind:
@@ -563,7 +579,7 @@ class Transaction(_message.Message):
     held: _builtins.int
     """The held part afterwards."""
     counterparty: _builtins.str
-    """Where the tokens came from or went to: @issue, @revenue, @lapsed, or empty."""
+    """Where the tokens came from or went to: @issue, @revenue, @lapsed, @transfer, @escrow, or empty."""
     actor: _builtins.str
     """The principal that caused it; @wallet for what the wallet does by itself."""
     reservation_id: _builtins.str
@@ -571,7 +587,7 @@ class Transaction(_message.Message):
     created_by: _builtins.str
     """Who made that reservation."""
     key: _builtins.str
-    """The grant_id, refund_id, amend_id or change_id, if any."""
+    """The grant_id, refund_id, amend_id, change_id, gift_id, offer_id or take_id, if any."""
     reference: _builtins.str
     """The caller's reference, if any."""
     lot_id: _builtins.int
