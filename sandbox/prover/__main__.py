@@ -10,8 +10,10 @@ import sys
 from collections.abc import Sequence
 from zoneinfo import ZoneInfo
 
-from sandbox.prover.holes import HOLES, Hole
-from sandbox.prover.search import MOVES, search, told
+from sandbox.prover.hole import Hole
+from sandbox.prover.holes import HOLES
+from sandbox.prover.search import search, told
+from sandbox.prover.story import MOVES
 from sandbox.prover.year import BrokenPromise, Day, year
 from services.wallet.economy import Rules
 from services.wallet.settings import WalletSettings
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = _parser().parse_args(arguments)
     rules = WalletSettings.load().rules()
     if asked.command == "holes":
-        print("\n".join(f"{name:10} {hole.about}" for name, hole in HOLES.items()))
+        print("\n".join(f"{name:13} {hole.about}" for name, hole in HOLES.items()))
         return 0
     return _search(asked, rules) if asked.command == "search" else _year(asked, rules)
 

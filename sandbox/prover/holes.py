@@ -1,29 +1,16 @@
 """The shipped rules with one of them left out, to see that the search finds what that lets in."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from datetime import timedelta, timezone, tzinfo
-from typing import Any, Final, NamedTuple
-from unittest.mock import patch
+from typing import Final
 
-from sandbox.prover.search import ZoneOf, operators_zone
+from sandbox.prover.hole import Hole, decided, replaced
+from sandbox.prover.team_holes import TEAM_HOLES
 from sandbox.prover.world import Move
-from services.wallet import earning, gift, ledger, reservation
+from services.wallet import earning, gift, reservation
 from services.wallet.commands import Award, ClaimDaily, Convert, Moment, Outcome, Refund
 from services.wallet.economy_entry import points_of
 from services.wallet.holdings import State
-
-
-class Hole(NamedTuple):
-    """One rule that is left out. plant: leaves it out for a while."""
-
-    about: str
-    plant: Callable[[], AbstractContextManager[Any]] = nullcontext
-    zone_of: ZoneOf = operators_zone
-
-
-def _instead(command: type, decide: Callable[[State, Any, Moment], Outcome]) -> Callable[[], Any]:
-    return lambda: patch.dict(ledger._DECISIONS, {command: decide})  # noqa: SLF001 - a hole is made where no door is
 
 
 def _claims_again(state: State, command: ClaimDaily, moment: Moment) -> Outcome:
@@ -59,18 +46,19 @@ def _users_zone(move: Move, _zone: tzinfo) -> tzinfo:
 
 
 HOLES: Final[Mapping[str, Hole]] = {
-    "claims": Hole("a day may be claimed again by another key", _instead(ClaimDaily, _claims_again)),
+    "claims": Hole("a day may be claimed again by another key", decided(ClaimDaily, _claims_again)),
     "zone": Hole("the day is that of wherever a user says to be", zone_of=_users_zone),
     "limits": Hole(
         "activities and conversions have no limit a day",
-        lambda: patch.object(earning, "refuse_over", lambda *_: None),
+        replaced(earning, "refuse_over", lambda *_: None),
     ),
     "welcome": Hole(
         "what a new account was welcomed with can be given away",
-        lambda: patch.object(gift, "refuse_more_than_free", lambda *_: None),
+        replaced(gift, "refuse_more_than_free", lambda *_: None),
     ),
-    "gifts": Hole("gifts have no limit a day", lambda: patch.object(gift, "refuse_over", lambda *_: None)),
-    "awards": Hole("an achievement is forgotten once it is paid", _instead(Award, _awards_again)),
-    "points": Hole("a conversion leaves the points where they are", _instead(Convert, _keeps_the_points)),
-    "refunds": Hole("what was refunded before is not counted", _instead(Refund, _refunds_again)),
+    "gifts": Hole("gifts have no limit a day", replaced(gift, "refuse_over", lambda *_: None)),
+    "awards": Hole("an achievement is forgotten once it is paid", decided(Award, _awards_again)),
+    "points": Hole("a conversion leaves the points where they are", decided(Convert, _keeps_the_points)),
+    "refunds": Hole("what was refunded before is not counted", decided(Refund, _refunds_again)),
+    **TEAM_HOLES,
 }

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, tzinfo
 from typing import Final
 
-from sandbox.prover.world import Row, World
+from sandbox.prover.team_promises import TeamPromises
+from sandbox.prover.world import SHOP, Row, Step, World
 from services.wallet.economy import EarningRules
 from services.wallet.holdings import POINT, TOKEN, Entry
 
@@ -31,34 +32,56 @@ class Promises:
         self._refunded: Counter[str] = Counter()
         self._given: Counter[tuple[str, int]] = Counter()
         self._opened_us: dict[str, int] = {}
+        self._holds: dict[str, tuple[int, int]] = {}
+        self._teams = TeamPromises()
 
-    def broken(self, world: World, rows: Sequence[Row]) -> str | None:
+    def broken(self, world: World, step: Step) -> str | None:
         """The first promise that one move has broken by what it wrote, or by what everybody has now."""
-        return self.broken_rules(rows) or (self.broken_sums(world) if rows else None)
+        return self.broken_rules(step) or (self.broken_sums(world) if step.rows else None)
 
-    def broken_rules(self, rows: Sequence[Row]) -> str | None:
-        """The first promise that the rows of one move break."""
-        return next(self._problems(rows), None)
+    def broken_rules(self, step: Step) -> str | None:
+        """The first promise that the rows of one move break, or that it breaks by writing none."""
+        return next(self._problems(step), None)
 
     def broken_sums(self, world: World) -> str | None:
         """The first promise that is broken by what everybody has."""
         return next(_of_accounts(world), None)
 
-    def _problems(self, rows: Sequence[Row]) -> Iterator[str]:
-        for row in rows:
+    def _problems(self, step: Step) -> Iterator[str]:
+        for row in step.rows:
             entry, day = row.entry, self._day(row.time_us)
             yield from self._of_rule(entry, day)
             yield from self._of_gift(row, day)
+            yield from self._teams.problems(entry, day)
             yield from _of_money(entry)
-        yield from self._of_conversion(rows)
-        yield from _of_transfer(rows)
+            self._follow_hold(entry)
+        yield from self._of_refusal(step)
+        yield from self._of_conversion(step.rows)
+        yield from _of_transfer(step.rows)
+
+    def _follow_hold(self, entry: Entry) -> None:
+        """What is held, and until when; nothing of it once it has ended."""
+        if entry.kind == "reserve":
+            self._holds[entry.reservation_id] = entry.held_change, entry.facts["expire_time_us"]
+        elif entry.reservation_id in self._holds and entry.kind != "amend":
+            del self._holds[entry.reservation_id]
+
+    def _of_refusal(self, step: Step) -> Iterator[str]:
+        """What is held can be taken, and what was taken be refunded, whatever has happened to whoever held it."""
+        move, written = step.move, {entry.kind for entry, _ in step.rows}
+        held, until_us = self._holds.get(move.what, (0, 0))
+        if move.kind == "commit" and step.time_us < until_us and move.amount <= held and "commit" not in written:
+            yield f"the {held} that {move.what} holds could not be taken"
+        left = self._committed[move.what] - self._refunded[move.what]
+        if move.kind == "refund" and left > 0 == move.amount and "refund" not in written:
+            yield f"the {left} that were taken for {move.what} could not be refunded"
 
     def _day(self, time_us: int) -> int:
         return datetime.fromtimestamp(time_us / 1_000_000, UTC).astimezone(self._zone).date().toordinal()
 
     def _of_rule(self, entry: Entry, day: int) -> Iterator[str]:
         match entry.kind, entry.facts.get("rule"):
-            case "grant", _:
+            case "grant", _ if entry.actor != SHOP:
                 yield from self._of_welcome(entry)
             case "earn", "daily":
                 yield from self._of_claim(entry, day)

@@ -12,6 +12,7 @@ from services.wallet.commands import (
     Command,
     Commit,
     Convert,
+    Grant,
     Moment,
     OpenAccount,
     RecordActivity,
@@ -22,11 +23,14 @@ from services.wallet.commands import (
 from services.wallet.economy import Rules
 from services.wallet.errors import Refusal
 from services.wallet.holdings import Account, Entry, Reservation, State
-from services.wallet.sharing_commands import Give
+from services.wallet.sharing import Role
+from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetMember
 from services.wallet.sweep import end_due
 
 BACKEND: Final = "backend"
-HOLD_US: Final = 3600 * 1_000_000
+SHOP: Final = "shop"
+"""Whoever grants what was bought for money."""
+HOUR_US: Final = 3600 * 1_000_000
 
 
 class Move(NamedTuple):
@@ -36,18 +40,33 @@ class Move(NamedTuple):
     who: str
     key: str
     what: str = ""
-    """An activity or achievement, who is given to, or the key of the move that made a reservation."""
+    """An activity or achievement, who is given to or taken in, or the key of the move that made a reservation."""
     amount: int = 0
     wait_us: int = 0
     """How much time passes before it."""
     zone_hours: int = 0
     """Where the user says that they are: no rule may believe it."""
+    team: str = ""
+    """Who pays for what is reserved, or whose members change."""
+    role: int = int(Role.MEMBER)
+    limits: tuple[int | None, int | None] = (None, None)
+    """Of a member, for a day and a month."""
+    hours: int = 1
+    """How long what is reserved is held."""
 
 
 class Row(NamedTuple):
     """A row of the journal, and when it was written."""
 
     entry: Entry
+    time_us: int
+
+
+class Step(NamedTuple):
+    """What came of a move: the rows that it wrote, none when it was refused. time_us: when it was made."""
+
+    move: Move
+    rows: Sequence[Row]
     time_us: int
 
 
@@ -67,8 +86,8 @@ class World:
         self.state = State()
         self._zone_of = zone_of
 
-    def do(self, move: Move) -> Sequence[Row]:
-        """Lets a move happen; what it wrote, which is nothing when it was refused."""
+    def do(self, move: Move) -> Step:
+        """Lets a move happen."""
         self.now_us += move.wait_us
         moment = Moment(self.now_us, self.rules, self._zone_of(move, self.zone))
         end_due(self.state, (), moment, self.now_us + 1)
@@ -76,7 +95,7 @@ class World:
             ledger.decide(self.state, _COMMANDS[move.kind](move), moment)
         rows = [Row(entry, self.now_us) for entry in self.state.entries]
         self.state.entries.clear()
-        return rows
+        return Step(move, rows, self.now_us)
 
     def forget(self) -> None:
         """Lets go of what no further move names: a year has more keys than memory, and none is used twice."""
@@ -98,7 +117,12 @@ class World:
 
 
 def _reserve(move: Move) -> Command:
-    return Reserve(BACKEND, move.who, move.who, move.key, move.amount, HOLD_US, "", "", False)
+    payer = move.team or move.who
+    return Reserve(BACKEND, move.who, payer, move.key, move.amount, move.hours * HOUR_US, "", "", False)
+
+
+def _member(move: Move) -> Command:
+    return SetMember(move.who, move.team, move.key, move.who, move.what, move.role, *move.limits)
 
 
 _COMMANDS: Final[Mapping[str, Callable[[Move], Command]]] = {
@@ -110,6 +134,10 @@ _COMMANDS: Final[Mapping[str, Callable[[Move], Command]]] = {
     "reserve": _reserve,
     "commit": lambda move: Commit(BACKEND, BACKEND, move.what, move.amount or None, True),
     "release": lambda move: Release(BACKEND, BACKEND, move.what),
+    "buy": lambda move: Grant(SHOP, move.team or move.who, move.key, move.amount, ""),
+    "team": lambda move: OpenTeam(move.who, move.team, move.who),
+    "member": _member,
+    "unmember": lambda move: RemoveMember(move.who, move.team, move.key, move.who, move.what),
     "give": lambda move: Give(move.who, move.who, move.what, move.key, move.amount, ""),
     "refund": lambda move: Refund(BACKEND, BACKEND, move.what, move.key, move.amount or None),
 }

@@ -67,10 +67,10 @@ def year(rules: Rules, users: int, days: int, seed: int, zone: tzinfo = UTC) -> 
         world.now_us = calendar_day.start_us(calendar_day.day_of(BEGIN_US, zone) + number, zone)
         rows: list[Row] = []
         for move in _moves(world, habits, number, rng):
-            written = world.do(move)
-            if problem := promises.broken_rules(written):
+            step = world.do(move)
+            if problem := promises.broken_rules(step):
                 raise BrokenPromise(f"day {number}, {move}: {problem}")
-            rows += written
+            rows += step.rows
         if problem := promises.broken_sums(world):
             raise BrokenPromise(f"day {number}: {problem}")
         yield _day(world, rows)

@@ -1,0 +1,167 @@
+"""Stories: what a few users try, from a seed.
+
+Each story leaves some themes out, so that what belongs together meets more often.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sandbox.prover.world import HOUR_US, Move, World
+from services.wallet.economy import EarningRules
+from services.wallet.holdings import ReservationState
+from services.wallet.sharing import Role
+
+MOVES: Final = 400
+USERS: Final = tuple(f"user-{number}" for number in range(6))
+TEAMS: Final = ("team-0", "team-1")
+MEMBERS: Final = USERS[2:5]
+"""Who comes and goes in teams, and spends most of what teams spend."""
+BEGIN_US: Final = round(datetime(2026, 2, 26, 22, 30, tzinfo=UTC).timestamp()) * 1_000_000
+"""Shortly before a midnight, so that days change early in a story, and the month soon."""
+GOES_ON: Final = 0.5
+"""How often the same user goes on at once: limits of a day are only met by who insists."""
+AGAIN: Final = 0.6
+"""How often with the same thing."""
+KEPT: Final = 0.8
+"""How many kinds of moves of a theme a story has."""
+RECENT: Final = 6
+"""So many of the last reservations are looked back at."""
+THEMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "earning": ("claim", "claim", "activity", "award", "convert"),
+    "spending": ("reserve", "commit", "release", "refund"),
+    "giving": ("give", "give", "buy"),
+    "teams": ("buy", "member", "unmember", *4 * ("reserve",), "commit", "release", "refund"),
+}
+WAITS_HOURS: Final = ((0, 0, 0.5, 1, 6, 12, 24, 47), (0, 0, 0, 0.5, 1, 3))
+"""Some stories take months, others days in which much happens."""
+
+
+def story(world: World, rng: random.Random) -> Iterator[Move]:
+    """What a few users do in a world, which has to do each move before it is asked for the next.
+
+    In no order, with repeats, at hours that favour the edges of days; mostly with what is there, so that much succeeds.
+    """
+    return _Teller(world, rng).moves()
+
+
+class _Teller:
+    def __init__(self, world: World, rng: random.Random) -> None:
+        self._world = world
+        self._earning: EarningRules = world.rules.first_version
+        self._rng = rng
+        self._themes = rng.sample(sorted(THEMES), rng.choice((1, 2, 2, 3)))
+        kinds = [kind for theme in self._themes for kind in THEMES[theme] if rng.random() < KEPT]
+        self._kinds = kinds or ["claim"]
+        self._waits_us = [round(hours * HOUR_US) for hours in rng.choice(WAITS_HOURS)]
+
+    def moves(self) -> Iterator[Move]:
+        yield from (Move("open", user, f"open-{user}") for user in USERS)
+        if "teams" in self._themes:
+            yield from self._teams()
+        before = Move("", USERS[0], "")
+        for number in range(MOVES):
+            before = self._next(number, before)
+            yield before
+
+    def _next(self, number: int, before: Move) -> Move:
+        rng, key = self._rng, f"k{number}"
+        goes_on = before.kind in self._kinds and rng.random() < GOES_ON
+        again = goes_on and rng.random() < AGAIN
+        kind, who = (before.kind if again else rng.choice(self._kinds)), rng.choice(USERS)
+        wait_us = 0 if goes_on else rng.choice(self._waits_us) + rng.choice((0, 0, 1))
+        move = Move(kind, who, key, wait_us=wait_us, zone_hours=rng.choice((0, 0, -11, 13)))
+        if kind in _DETAILS:
+            move = move._replace(**_DETAILS[kind](self))
+        if goes_on:
+            move = move._replace(who=before.who, team=before.team)
+        if kind in ("claim", "activity", "convert") and rng.random() < 0.1:
+            move = move._replace(key=f"k{rng.randrange(number + 1)}")
+        return move
+
+    def _teams(self) -> Iterator[Move]:
+        """Every team begins with its owner, money, and members with limits."""
+        return (
+            move
+            for team, owner in zip(TEAMS, USERS, strict=False)
+            for move in (
+                Move("team", owner, f"open-{team}", team=team),
+                Move("buy", owner, f"buy-{team}", team=team, amount=50),
+                *(Move("member", owner, f"join-{team}-{who}", who, team=team, limits=self.limits()) for who in MEMBERS),
+            )
+        )
+
+    def limits(self) -> tuple[int | None, int | None]:
+        return self._rng.choice((3, 5, 9, None)), self._rng.choice((9, 20, None))
+
+    def activity(self) -> dict[str, Any]:
+        return {"what": self._rng.choice(sorted(self._earning.activities))}
+
+    def award(self) -> dict[str, Any]:
+        return {"what": self._rng.choice(sorted(self._earning.achievements))}
+
+    def convert(self) -> dict[str, Any]:
+        return {"amount": self._rng.randint(1, 9)}
+
+    def give(self) -> dict[str, Any]:
+        receivers = [*USERS, *TEAMS] if "teams" in self._themes else USERS
+        return {"what": self._rng.choice(receivers), "amount": self._rng.randint(1, 9)}
+
+    def buy(self) -> dict[str, Any]:
+        return {"team": self._rng.choice(("", *TEAMS)), "amount": self._rng.randint(1, 30)}
+
+    def reserve(self) -> dict[str, Any]:
+        rng, held = self._rng, {"amount": self._rng.choice((1, 2, 3, 5, 9)), "hours": self._rng.choice((1, 30))}
+        if "teams" not in self._themes or rng.random() < 0.2:
+            return held
+        return held | {"team": rng.choice(TEAMS)} | ({"who": rng.choice(MEMBERS)} if rng.random() < 0.8 else {})
+
+    def commit(self) -> dict[str, Any]:
+        return self._made(ReservationState.HELD, ReservationState.EXPIRED)
+
+    def release(self) -> dict[str, Any]:
+        return self._made(ReservationState.HELD)
+
+    def refund(self) -> dict[str, Any]:
+        return self._made(ReservationState.COMMITTED) | {"amount": self._rng.choice((0, 1, 3))}
+
+    def _made(self, *states: ReservationState) -> dict[str, Any]:
+        """One of the last reservations, mostly one that stands so, and whose it is."""
+        made = self._world.reservations.values()
+        fit = [each for each in made if each.state in states or self._rng.random() < 0.1]
+        if not fit:
+            return {"what": "none"}
+        found = self._rng.choice(fit[-RECENT:])
+        team = found.payer_account_id if found.payer_account_id in TEAMS else ""
+        return {"what": found.reservation_id, "who": found.account_id or USERS[0], "team": team}
+
+    def member(self) -> dict[str, Any]:
+        role = self._rng.choice((Role.MEMBER, Role.MEMBER, Role.MEMBER, Role.MANAGER, Role.OWNER))
+        return self.unmember() | {"role": int(role), "limits": self.limits()}
+
+    def unmember(self) -> dict[str, Any]:
+        """Often one who holds something, mostly by the one who began the team; else by whoever it is."""
+        number = self._rng.randrange(len(TEAMS))
+        founder = {"who": USERS[number]} if self._rng.random() < 0.7 else {}
+        held = [each for each in self._world.reservations.values() if each.held and each.spend_day]
+        if held and self._rng.random() < 0.5:
+            number = TEAMS.index(held[-1].payer_account_id)
+            return {"what": held[-1].account_id, "team": TEAMS[number], "who": USERS[number]}
+        what = self._rng.choice(MEMBERS if self._rng.random() < 0.8 else USERS)
+        return {"what": what, "team": TEAMS[number], **founder}
+
+
+_DETAILS: Final[Mapping[str, Callable[[_Teller], dict[str, Any]]]] = {
+    "activity": _Teller.activity,
+    "award": _Teller.award,
+    "convert": _Teller.convert,
+    "give": _Teller.give,
+    "buy": _Teller.buy,
+    "reserve": _Teller.reserve,
+    "commit": _Teller.commit,
+    "release": _Teller.release,
+    "refund": _Teller.refund,
+    "member": _Teller.member,
+    "unmember": _Teller.unmember,
+}
