@@ -118,4 +118,6 @@ def _line(row: journal.Row) -> Line:
         key=told.key,
         reference=told.reference,
         lot_id=told.lot_id or None,
+        peer_account_id=told.peer_account_id,
+        offer_id=told.offer_id,
     )

@@ -337,6 +337,7 @@ def transaction_message(row: journal.Row) -> wallet_pb2.Transaction:
         reference=entry.facts.get("reference", ""),
         lot_id=lot_id_of(row.revision, entry),
         peer_account_id=entry.facts.get("peer", ""),
+        offer_id=offer_id_of(entry),
     )
 
 
@@ -347,6 +348,12 @@ def balance_at_message(row: journal.Row, scale: int) -> wallet_pb2.GetBalanceAtR
         balance=entry.balance, held=entry.held, available=entry.balance - entry.held, scale=scale
     )
     return wallet_pb2.GetBalanceAtResponse(balance=balance, revision=row.revision, time=timestamp(row.time_us))
+
+
+def offer_id_of(entry: Entry) -> str:
+    """The offer that an entry made, ended or sold of; empty when none."""
+    offer_id: str = entry.key if entry.kind in {"offer", "unoffer"} else entry.facts.get("offer", "")
+    return offer_id
 
 
 def lot_id_of(revision: int, entry: Entry) -> int:

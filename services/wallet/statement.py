@@ -39,6 +39,8 @@ class Line(NamedTuple):
     key: str
     reference: str
     lot_id: int | None
+    peer_account_id: str
+    offer_id: str
 
 
 def heading(form: str) -> str:

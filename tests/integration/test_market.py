@@ -71,6 +71,11 @@ class Traders:
         stream = self.wallet.stub.VerifyLedger(wallet_pb2.VerifyLedgerRequest(), metadata=METADATA)
         return bool([answer async for answer in stream][-1].result.intact)
 
+    async def offers_of(self, account_id: str) -> list[str]:
+        """The offers that an account's rows are about."""
+        page = await self.wallet.call("ListTransactions", wallet_pb2.ListTransactionsRequest(account_id=account_id))
+        return [row.offer_id for row in page.transactions if row.offer_id]
+
     async def rows(self, account_id: str, asset: str = "TOKEN") -> list[tuple[str, int, str, str, str]]:
         """Kind, change, counterparty, peer and key of an account's rows, oldest first, behind its beginning."""
         request = wallet_pb2.ListTransactionsRequest(account_id=account_id, asset=asset)
@@ -119,6 +124,7 @@ async def test_an_offer_is_sold_to_two_and_every_history_tells_its_part(traders)
         ("SELL", 40, "@transfer", "carol", "t2"),
     ]
     assert await traders.rows("bob") == [("BUY", 3, "@escrow", "alice", "t1")]
+    assert [await traders.offers_of(each) for each in ("alice", "bob", "carol")] == [["o"], ["o"], ["o"]]
     assert (await traders.rows("bob", "POINT"))[1:] == [("BUY", -30, "@transfer", "alice", "t1")]
     assert await traders.intact()
 

@@ -566,6 +566,7 @@ class Transaction(_message.Message):
     REFERENCE_FIELD_NUMBER: _builtins.int
     LOT_ID_FIELD_NUMBER: _builtins.int
     PEER_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    OFFER_ID_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The row's place in the journal."""
     kind: Global___TransactionKind.ValueType
@@ -593,7 +594,11 @@ class Transaction(_message.Message):
     lot_id: _builtins.int
     """The lot that was made, lapsed or revoked, if any."""
     peer_account_id: _builtins.str
-    """The other account concerned, if any: the member for whom a team pays, or whom a change of a team is about."""
+    """The other account concerned, if any: the member for whom a team pays, or whom a change of a team is about; of a gift or
+    trade, the other side.
+    """
+    offer_id: _builtins.str
+    """The offer concerned, if any; of a purchase, it is the peer's."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -616,10 +621,11 @@ class Transaction(_message.Message):
         reference: _builtins.str = ...,
         lot_id: _builtins.int = ...,
         peer_account_id: _builtins.str = ...,
+        offer_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "balance", b"balance", "balance_change", b"balance_change", "counterparty", b"counterparty", "created_by", b"created_by", "held", b"held", "held_change", b"held_change", "key", b"key", "kind", b"kind", "lot_id", b"lot_id", "peer_account_id", b"peer_account_id", "reference", b"reference", "reservation_id", b"reservation_id", "revision", b"revision", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "balance", b"balance", "balance_change", b"balance_change", "counterparty", b"counterparty", "created_by", b"created_by", "held", b"held", "held_change", b"held_change", "key", b"key", "kind", b"kind", "lot_id", b"lot_id", "offer_id", b"offer_id", "peer_account_id", b"peer_account_id", "reference", b"reference", "reservation_id", b"reservation_id", "revision", b"revision", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
