@@ -5,6 +5,7 @@ from datetime import timedelta, timezone, tzinfo
 from typing import Final
 
 from sandbox.prover.hole import Hole, decided, replaced
+from sandbox.prover.market_holes import MARKET_HOLES, refuse_more_than_there_is
 from sandbox.prover.team_holes import TEAM_HOLES
 from sandbox.prover.world import Move
 from services.wallet import earning, gift, reservation
@@ -54,11 +55,12 @@ HOLES: Final[Mapping[str, Hole]] = {
     ),
     "welcome": Hole(
         "what a new account was welcomed with can be given away",
-        replaced(gift, "refuse_more_than_free", lambda *_: None),
+        replaced(gift, "refuse_more_than_free", refuse_more_than_there_is),
     ),
     "gifts": Hole("gifts have no limit a day", replaced(gift, "refuse_over", lambda *_: None)),
     "awards": Hole("an achievement is forgotten once it is paid", decided(Award, _awards_again)),
     "points": Hole("a conversion leaves the points where they are", decided(Convert, _keeps_the_points)),
     "refunds": Hole("what was refunded before is not counted", decided(Refund, _refunds_again)),
     **TEAM_HOLES,
+    **MARKET_HOLES,
 }

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, tzinfo
 from typing import Final
 
+from sandbox.prover.market_promises import MarketPromises
 from sandbox.prover.team_promises import TeamPromises
 from sandbox.prover.world import SHOP, Row, Step, World
 from services.wallet.economy import EarningRules
 from services.wallet.holdings import POINT, TOKEN, Entry
 
-FAUCETS: Final = frozenset({"grant", "earn", "convert", "refund", "receive"})
+FAUCETS: Final = frozenset({"grant", "earn", "convert", "refund", "receive", "buy", "sell", "unoffer"})
 
 
 class Promises:
@@ -34,6 +35,7 @@ class Promises:
         self._opened_us: dict[str, int] = {}
         self._holds: dict[str, tuple[int, int]] = {}
         self._teams = TeamPromises()
+        self._market = MarketPromises(rules)
 
     def broken(self, world: World, step: Step) -> str | None:
         """The first promise that one move has broken by what it wrote, or by what everybody has now."""
@@ -53,10 +55,12 @@ class Promises:
             yield from self._of_rule(entry, day)
             yield from self._of_gift(row, day)
             yield from self._teams.problems(entry, day)
+            yield from self._market.problems(row, day)
             yield from _of_money(entry)
             self._follow_hold(entry)
         yield from self._of_refusal(step)
         yield from self._of_conversion(step.rows)
+        yield from self._market.of_step(step)
         yield from _of_transfer(step.rows)
 
     def _follow_hold(self, entry: Entry) -> None:
@@ -143,18 +147,24 @@ class Promises:
             yield f"{entry.account_id} got {entry.balance_change} for {name}"
 
     def _of_gift(self, row: Row, day: int) -> Iterator[str]:
-        """So many a day; and a young account keeps as much as it was welcomed with."""
+        """So many a day; and a young account keeps as much as it was welcomed with, also of what it offers."""
         entry = row.entry
         if entry.kind == "open":
             self._opened_us[entry.account_id] = row.time_us
-        if entry.kind != "give":
+        if entry.kind == "give":
+            self._given[entry.account_id, day] -= entry.balance_change
+            if self._given[entry.account_id, day] > self._rules.gifts_per_day:
+                yield f"{entry.account_id} gave more than {self._rules.gifts_per_day} tokens in one day"
+        if entry.kind in ("give", "offer"):
+            yield from self._of_lock(row)
+
+    def _of_lock(self, row: Row) -> Iterator[str]:
+        entry = row.entry
+        if entry.account_id not in self._welcomed:
             return
-        self._given[entry.account_id, day] -= entry.balance_change
-        if self._given[entry.account_id, day] > self._rules.gifts_per_day:
-            yield f"{entry.account_id} gave more than {self._rules.gifts_per_day} tokens in one day"
         age_days = (row.time_us - self._opened_us[entry.account_id]) / (24 * 3600 * 1_000_000)
         if age_days < self._rules.welcome_lock_days and entry.balance - entry.held < self._rules.welcome_bonus:
-            yield f"{entry.account_id} gave away what it was welcomed with, after {age_days:.0f} days"
+            yield f"{entry.account_id} parted with what it was welcomed with, after {age_days:.0f} days"
 
     def _of_conversion(self, rows: Sequence[Row]) -> Iterator[str]:
         """Both sides of a conversion are in one transaction, and have the declared price."""
@@ -184,9 +194,11 @@ def _of_money(entry: Entry) -> Iterator[str]:
 
 
 def _of_transfer(rows: Sequence[Row]) -> Iterator[str]:
-    passed = sum(entry.balance_change for entry, _ in rows if entry.counterparty == "@transfer")
-    if passed:
-        yield f"{passed} tokens came out of a transfer"
+    passed: Counter[str] = Counter()
+    for entry, _ in rows:
+        if entry.counterparty == "@transfer":
+            passed[entry.asset] += entry.balance_change
+    yield from (f"{change} {asset} came out of a transfer" for asset, change in passed.items() if change)
 
 
 def _of_accounts(world: World) -> Iterator[str]:

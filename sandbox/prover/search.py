@@ -97,9 +97,11 @@ def told(finding: Finding) -> str:
 
 
 def _about(move: Move) -> str:
-    parts = [move.what if move.what != "none" else "", str(move.amount or ""), move.team and f"of {move.team}"]
+    parts = [move.what if move.what != "none" else "", str(move.amount or ""), move.of and f"of {move.of}"]
     if move.kind == "member":
         parts.append(f"as {Role(move.role).name.lower()} for " + _limits(move))
+    if move.kind == "offer":
+        parts.append(f"at {move.price} points" + (f" for {move.hours} h" if move.hours else ""))
     if move.kind == "claim" and move.zone_hours:
         parts.append(f"(says it is at UTC{move.zone_hours:+d})")
     return "".join(f"{part} " for part in parts if part)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from sandbox.prover.world import HOUR_US, Move, World
 from services.wallet.economy import EarningRules
 from services.wallet.holdings import ReservationState
+from services.wallet.market import Offer
 from services.wallet.sharing import Role
 
 MOVES: Final = 400
@@ -31,9 +32,12 @@ RECENT: Final = 6
 THEMES: Final[Mapping[str, tuple[str, ...]]] = {
     "earning": ("claim", "claim", "activity", "award", "convert"),
     "spending": ("reserve", "commit", "release", "refund"),
-    "giving": ("give", "give", "buy"),
-    "teams": ("buy", "member", "unmember", *4 * ("reserve",), "commit", "release", "refund"),
+    "giving": ("give", "give", "top_up"),
+    "market": ("activity", "top_up", "offer", "offer", "take", "take", "cancel"),
+    "teams": ("top_up", "member", "unmember", *4 * ("reserve",), "commit", "release", "refund"),
 }
+OF_TEAMS: Final = frozenset(THEMES["teams"])
+"""What names a team."""
 WAITS_HOURS: Final = ((0, 0, 0.5, 1, 6, 12, 24, 47), (0, 0, 0, 0.5, 1, 3))
 """Some stories take months, others days in which much happens."""
 
@@ -74,8 +78,8 @@ class _Teller:
         move = Move(kind, who, key, wait_us=wait_us, zone_hours=rng.choice((0, 0, -11, 13)))
         if kind in _DETAILS:
             move = move._replace(**_DETAILS[kind](self))
-        if goes_on:
-            move = move._replace(who=before.who, team=before.team)
+        if goes_on and kind not in ("take", "cancel"):
+            move = move._replace(who=before.who, of=before.of if kind in OF_TEAMS else "")
         if kind in ("claim", "activity", "convert") and rng.random() < 0.1:
             move = move._replace(key=f"k{rng.randrange(number + 1)}")
         return move
@@ -86,9 +90,9 @@ class _Teller:
             move
             for team, owner in zip(TEAMS, USERS, strict=False)
             for move in (
-                Move("team", owner, f"open-{team}", team=team),
-                Move("buy", owner, f"buy-{team}", team=team, amount=50),
-                *(Move("member", owner, f"join-{team}-{who}", who, team=team, limits=self.limits()) for who in MEMBERS),
+                Move("team", owner, f"open-{team}", of=team),
+                Move("top_up", owner, f"top-up-{team}", of=team, amount=50),
+                *(Move("member", owner, f"join-{team}-{who}", who, of=team, limits=self.limits()) for who in MEMBERS),
             )
         )
 
@@ -108,14 +112,14 @@ class _Teller:
         receivers = [*USERS, *TEAMS] if "teams" in self._themes else USERS
         return {"what": self._rng.choice(receivers), "amount": self._rng.randint(1, 9)}
 
-    def buy(self) -> dict[str, Any]:
-        return {"team": self._rng.choice(("", *TEAMS)), "amount": self._rng.randint(1, 30)}
+    def top_up(self) -> dict[str, Any]:
+        return {"of": self._rng.choice(("", *TEAMS)), "amount": self._rng.randint(1, 30)}
 
     def reserve(self) -> dict[str, Any]:
         rng, held = self._rng, {"amount": self._rng.choice((1, 2, 3, 5, 9)), "hours": self._rng.choice((1, 30))}
         if "teams" not in self._themes or rng.random() < 0.2:
             return held
-        return held | {"team": rng.choice(TEAMS)} | ({"who": rng.choice(MEMBERS)} if rng.random() < 0.8 else {})
+        return held | {"of": rng.choice(TEAMS)} | ({"who": rng.choice(MEMBERS)} if rng.random() < 0.8 else {})
 
     def commit(self) -> dict[str, Any]:
         return self._made(ReservationState.HELD, ReservationState.EXPIRED)
@@ -134,7 +138,26 @@ class _Teller:
             return {"what": "none"}
         found = self._rng.choice(fit[-RECENT:])
         team = found.payer_account_id if found.payer_account_id in TEAMS else ""
-        return {"what": found.reservation_id, "who": found.account_id or USERS[0], "team": team}
+        return {"what": found.reservation_id, "who": found.account_id or USERS[0], "of": team}
+
+    def offer(self) -> dict[str, Any]:
+        rng = self._rng
+        return {"amount": rng.randint(1, 9), "price": rng.choice((1, 10, 25)), "hours": rng.choice((0, 1, 24, 24 * 90))}
+
+    def take(self) -> dict[str, Any]:
+        """Of one of the last offers, mostly of one that has something left."""
+        found = self._offered()
+        if found is None:
+            return {"what": "none"}
+        return {"what": found.offer_id, "of": found.account_id, "amount": self._rng.randint(1, max(found.left, 1))}
+
+    def cancel(self) -> dict[str, Any]:
+        found = self._offered()
+        return {"what": "none"} if found is None else {"what": found.offer_id, "who": found.account_id}
+
+    def _offered(self) -> Offer | None:
+        fit = [each for each in self._world.offers.values() if each.left or self._rng.random() < 0.1]
+        return self._rng.choice(fit[-RECENT:]) if fit else None
 
     def member(self) -> dict[str, Any]:
         role = self._rng.choice((Role.MEMBER, Role.MEMBER, Role.MEMBER, Role.MANAGER, Role.OWNER))
@@ -147,9 +170,9 @@ class _Teller:
         held = [each for each in self._world.reservations.values() if each.held and each.spend_day]
         if held and self._rng.random() < 0.5:
             number = TEAMS.index(held[-1].payer_account_id)
-            return {"what": held[-1].account_id, "team": TEAMS[number], "who": USERS[number]}
+            return {"what": held[-1].account_id, "of": TEAMS[number], "who": USERS[number]}
         what = self._rng.choice(MEMBERS if self._rng.random() < 0.8 else USERS)
-        return {"what": what, "team": TEAMS[number], **founder}
+        return {"what": what, "of": TEAMS[number], **founder}
 
 
 _DETAILS: Final[Mapping[str, Callable[[_Teller], dict[str, Any]]]] = {
@@ -157,11 +180,14 @@ _DETAILS: Final[Mapping[str, Callable[[_Teller], dict[str, Any]]]] = {
     "award": _Teller.award,
     "convert": _Teller.convert,
     "give": _Teller.give,
-    "buy": _Teller.buy,
+    "top_up": _Teller.top_up,
     "reserve": _Teller.reserve,
     "commit": _Teller.commit,
     "release": _Teller.release,
     "refund": _Teller.refund,
+    "offer": _Teller.offer,
+    "take": _Teller.take,
+    "cancel": _Teller.cancel,
     "member": _Teller.member,
     "unmember": _Teller.unmember,
 }

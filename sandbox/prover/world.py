@@ -23,6 +23,8 @@ from services.wallet.commands import (
 from services.wallet.economy import Rules
 from services.wallet.errors import Refusal
 from services.wallet.holdings import Account, Entry, Reservation, State
+from services.wallet.market import Offer
+from services.wallet.market_commands import CancelOffer, CreateOffer, TakeOffer
 from services.wallet.sharing import Role
 from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetMember
 from services.wallet.sweep import end_due
@@ -40,19 +42,21 @@ class Move(NamedTuple):
     who: str
     key: str
     what: str = ""
-    """An activity or achievement, who is given to or taken in, or the key of the move that made a reservation."""
+    """An activity, an achievement, who is given to or taken in, or the key of the move that made what this is about."""
     amount: int = 0
     wait_us: int = 0
     """How much time passes before it."""
     zone_hours: int = 0
     """Where the user says that they are: no rule may believe it."""
-    team: str = ""
-    """Who pays for what is reserved, or whose members change."""
+    of: str = ""
+    """The team that pays for what is reserved, or whose members change; or the seller of an offer."""
     role: int = int(Role.MEMBER)
     limits: tuple[int | None, int | None] = (None, None)
     """Of a member, for a day and a month."""
     hours: int = 1
-    """How long what is reserved is held."""
+    """How long what is reserved is held, or an offer is open: 0 for what the rules say."""
+    price: int = 0
+    """In points, for each token that is offered."""
 
 
 class Row(NamedTuple):
@@ -90,12 +94,15 @@ class World:
         """Lets a move happen."""
         self.now_us += move.wait_us
         moment = Moment(self.now_us, self.rules, self._zone_of(move, self.zone))
-        end_due(self.state, (), moment, self.now_us + 1)
+        end_due(self.state, self._sellers(), moment, self.now_us + 1)
         with suppress(Refusal):
             ledger.decide(self.state, _COMMANDS[move.kind](move), moment)
         rows = [Row(entry, self.now_us) for entry in self.state.entries]
         self.state.entries.clear()
         return Step(move, rows, self.now_us)
+
+    def _sellers(self) -> set[str]:
+        return {each.account_id for each in self.state.market.offers.values() if each.left}
 
     def forget(self) -> None:
         """Lets go of what no further move names: a year has more keys than memory, and none is used twice."""
@@ -111,18 +118,28 @@ class World:
         return self.state.accounts
 
     @property
+    def offers(self) -> Mapping[tuple[str, str], Offer]:
+        """What everybody has offered."""
+        return self.state.market.offers
+
+    @property
     def reservations(self) -> Mapping[tuple[str, str], Reservation]:
         """Who holds what."""
         return self.state.reservations
 
 
 def _reserve(move: Move) -> Command:
-    payer = move.team or move.who
+    payer = move.of or move.who
     return Reserve(BACKEND, move.who, payer, move.key, move.amount, move.hours * HOUR_US, "", "", False)
 
 
 def _member(move: Move) -> Command:
-    return SetMember(move.who, move.team, move.key, move.who, move.what, move.role, *move.limits)
+    return SetMember(move.who, move.of, move.key, move.who, move.what, move.role, *move.limits)
+
+
+def _offer(move: Move) -> Command:
+    lifetime_us = move.hours * HOUR_US or None
+    return CreateOffer(move.who, move.who, move.key, move.amount, move.price, lifetime_us, "")
 
 
 _COMMANDS: Final[Mapping[str, Callable[[Move], Command]]] = {
@@ -134,10 +151,13 @@ _COMMANDS: Final[Mapping[str, Callable[[Move], Command]]] = {
     "reserve": _reserve,
     "commit": lambda move: Commit(BACKEND, BACKEND, move.what, move.amount or None, True),
     "release": lambda move: Release(BACKEND, BACKEND, move.what),
-    "buy": lambda move: Grant(SHOP, move.team or move.who, move.key, move.amount, ""),
-    "team": lambda move: OpenTeam(move.who, move.team, move.who),
+    "top_up": lambda move: Grant(SHOP, move.of or move.who, move.key, move.amount, ""),
+    "team": lambda move: OpenTeam(move.who, move.of, move.who),
     "member": _member,
-    "unmember": lambda move: RemoveMember(move.who, move.team, move.key, move.who, move.what),
+    "unmember": lambda move: RemoveMember(move.who, move.of, move.key, move.who, move.what),
+    "offer": _offer,
+    "take": lambda move: TakeOffer(move.who, move.who, move.key, move.of, move.what, move.amount),
+    "cancel": lambda move: CancelOffer(move.who, move.who, move.what),
     "give": lambda move: Give(move.who, move.who, move.what, move.key, move.amount, ""),
     "refund": lambda move: Refund(BACKEND, BACKEND, move.what, move.key, move.amount or None),
 }
