@@ -10,8 +10,9 @@ from pathlib import Path
 from services.batcher import job as jobs
 from services.batcher.job import Job, Lane, State
 from services.batcher.order import Order, encode
-from services.batcher.store import Image, NewJob, Store, Submitted
+from services.batcher.store import NewJob, Store, Submitted
 from services.batcher.store_batches import BatchStore
+from services.batcher.store_reads import Image
 from services.chassis import journal
 from services.chassis.database import Database
 from services.chassis.leases import Lease

@@ -13,11 +13,12 @@ import pytest
 from aiohttp import web
 
 from punchcard.wallet.v1 import wallet_pb2
-from services.batcher.__main__ import MIGRATIONS, Parts, opened
+from services.batcher.__main__ import MIGRATIONS, opened
 from services.batcher.job import Job
 from services.batcher.settler import Settler
 from services.batcher.store import Submitted
 from services.batcher.store_rows import JobView
+from services.batcher.wiring import Parts
 from services.chassis.database import migrate
 from services.chassis.leases import Lease, LeaseLost
 from tests.batcher_jobs import image, new_job

@@ -15,7 +15,7 @@ import pytest
 
 from punchcard.batcher.v1 import batcher_pb2
 from sandbox.openai_twin.batch_worker import Pace
-from services.batcher import __main__ as wiring
+from services.batcher import wiring
 from tests.acceptance.money import BATCHER_TABLES, WALLET_TABLES, Evidence, _is_spared, _tables, problems
 from tests.batchers import KEY, BatcherClient, Sandbox, picture, request_of, sandbox_in, until
 

@@ -9,7 +9,7 @@ from punchcard.batcher.v1 import batcher_pb2, error_reason_pb2
 from services.batcher.job import Answer, Failure, Job, Lane, Settlement, SettlementState, State
 from services.batcher.order import Order
 from services.batcher.pricing import Terms
-from services.batcher.store import Image
+from services.batcher.store_reads import Image
 from services.batcher.store_rows import JobView
 from services.chassis.auth import Principal
 from services.chassis.errors import Outcome

@@ -12,7 +12,8 @@ from services.batcher import image as images
 from services.batcher.errors import ChecksumMismatch, ImageTooLarge
 from services.batcher.grpc_messages import is_image_id
 from services.batcher.object_store import ObjectStore, image_key
-from services.batcher.store import Image, Store
+from services.batcher.store import Store
+from services.batcher.store_reads import Image
 from services.chassis.errors import ServerBusy
 from services.chassis.fields import Checks
 

@@ -9,8 +9,9 @@ from services.batcher.batch_file import Inline, custom_id_of, encode_line
 from services.batcher.job import Failure, Job
 from services.batcher.object_store import ObjectMissing
 from services.batcher.object_urls import ImageUrls
-from services.batcher.store import Image, Store
+from services.batcher.store import Store
 from services.batcher.store_batches import BatchStore
+from services.batcher.store_reads import Image
 from services.batcher.store_rows import Member
 
 LINES_AT_ONCE = 32

@@ -6,7 +6,8 @@ bytes and works from anywhere.
 
 from services.batcher.batch_file import Inline, data_url
 from services.batcher.object_store import ObjectMissing, ObjectStore
-from services.batcher.store import Image, Store
+from services.batcher.store import Store
+from services.batcher.store_reads import Image
 
 
 class ImageUrls:

@@ -16,22 +16,20 @@ from services.batcher import job as jobs
 from services.batcher import prompt_tokens
 from services.batcher.batch import line_bytes
 from services.batcher.errors import IdempotencyMismatch, ImageNotFound, JobEnded, JobNotFound, PriceChanged
-from services.batcher.job import Answer, Change, Failure, Job, Limits, Settlement, State
+from services.batcher.job import Answer, Change, Failure, Job, Limits, State
 from services.batcher.order import first_difference
 from services.batcher.pricing import Terms, pinned
 from services.batcher.store_prices import PriceBook
+from services.batcher.store_reads import Image, JobReads, images_of, keys_of, view_by_key
 from services.batcher.store_rows import (
     JobView,
-    Stored,
     check,
     job_of,
     lock_batches,
     lock_jobs,
     settlement_of,
-    view_of,
     write,
 )
-from services.chassis import journal
 from services.chassis.database import Database, Transaction
 from services.chassis.leases import Lease
 
@@ -59,20 +57,7 @@ class Submitted(NamedTuple):
     replayed: bool
 
 
-class Image(NamedTuple):
-    """A stored image, as its row."""
-
-    account_id: str
-    image_id: str
-    media_type: str
-    width_pixels: int
-    height_pixels: int
-    size_bytes: int
-    object_key: str
-    create_time_us: int
-
-
-class Store(Stored):
+class Store(JobReads):
     """Jobs, images and settlements. inline: images travel in the lines of a batch, so that their bytes count.
 
     prices: by which new jobs are priced when they are stored; without it they carry their prices.
@@ -85,46 +70,12 @@ class Store(Stored):
         self._inline = inline
         self._prices = prices
 
-    async def head(self) -> journal.Head:
-        """The journal's end."""
-        async with self.database.reading() as tx:
-            return await journal.read_head(tx)
-
     async def add_image(self, image: Image) -> Image:
         """Stores an image's row once; gives the one that stands."""
         async with self.database.transaction() as tx:
             await tx.run("images_insert", **image._asdict())
-            stored = await _images(tx, [(image.account_id, image.image_id)])
+            stored = await images_of(tx, [(image.account_id, image.image_id)])
         return stored[image.account_id, image.image_id]
-
-    async def images(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Image]:
-        """Images by (account_id, image_id); unknown ones are left out."""
-        async with self.database.reading() as tx:
-            return await _images(tx, keys)
-
-    async def view(self, account_id: str, job_id: str) -> JobView:
-        """A job as it is now. Raises JobNotFound."""
-        async with self.database.reading() as tx:
-            return await _view(tx, account_id, job_id)
-
-    async def view_at(self, account_id: str, job_id: str) -> tuple[JobView, journal.Head]:
-        """A job and the journal's end, of one moment. Raises JobNotFound."""
-        async with self.database.reading() as tx:
-            return await _view(tx, account_id, job_id), await journal.read_head(tx)
-
-    async def view_of(self, uid: str) -> JobView:
-        """A job by our id."""
-        async with self.database.reading() as tx:
-            row = await tx.row("job_view", uid=uid)
-        if row is None:
-            raise JobNotFound("", uid)
-        return view_of(row)
-
-    async def views(self, account_id: str, state: str, before_uid: str, count: int) -> list[JobView]:
-        """An account's jobs, newest first. state and before_uid may be empty."""
-        async with self.database.reading() as tx:
-            rows = await tx.rows("job_views", account_id=account_id, state=state, before_uid=before_uid, count=count)
-        return [view_of(row) for row in rows]
 
     async def submit(self, commands: Sequence[NewJob]) -> list[Submitted | Exception]:
         """Stores a group of new jobs. A key that is known gives the job it stands for, ImageNotFound or
@@ -134,9 +85,9 @@ class Store(Stored):
         async with self.database.transaction() as tx:
             priced = await self._pricer(tx)
             now_us = await tx.now_us()
-            rows = await tx.rows("jobs_by_key", keys=_keys({(c.job.account_id, c.job.job_id) for c in commands}))
+            rows = await tx.rows("jobs_by_key", keys=keys_of({(c.job.account_id, c.job.job_id) for c in commands}))
             known = {(row["account_id"], row["job_id"]): (job_of(row), row["request"]) for row in rows}
-            images = await _images(tx, {(c.job.account_id, image_id) for c in commands for image_id in c.image_ids})
+            images = await images_of(tx, {(c.job.account_id, image_id) for c in commands for image_id in c.image_ids})
             results: list[Submitted | Exception] = []
             new: list[tuple[NewJob, Change]] = []
             superseded: list[tuple[str]] = []
@@ -218,7 +169,7 @@ class Store(Stored):
         """
         async with self.database.transaction() as tx:
             now_us = await tx.now_us()
-            rows = await tx.rows("jobs_by_key", keys=_keys({(account_id, job_id)}))
+            rows = await tx.rows("jobs_by_key", keys=keys_of({(account_id, job_id)}))
             if not rows:
                 raise JobNotFound(account_id, job_id)
             job = job_of(rows[0])
@@ -229,7 +180,7 @@ class Store(Stored):
             change = jobs.cancel(job, frozen, now_us)
             if change is not None:
                 await write(tx, now_us, [change], actors={job.uid: actor})
-            view = await _view(tx, account_id, job_id)
+            view = await view_by_key(tx, account_id, job_id)
         self._wake()
         return view, change is None
 
@@ -278,12 +229,6 @@ class Store(Stored):
         self._wake()
         return written
 
-    async def pending_lowerings(self, count: int) -> list[tuple[str, int]]:
-        """Holds that are to be lowered, by uid, each with the amount that is enough."""
-        async with self.database.reading() as tx:
-            rows = await tx.rows("lowerings_pending", count=count)
-        return [(row["uid"], row["amount"]) for row in rows]
-
     async def lower(self, refusals: Mapping[str, str], lost: Iterable[str], lease: Lease | None = None) -> list[Change]:
         """Writes what the wallet said about lowered holds, by uid: why it refused, or nothing where it did it.
 
@@ -299,28 +244,10 @@ class Store(Stored):
         self._wake()
         return written
 
-    async def pending_settlements(self, after_uid: str, count: int) -> list[tuple[str, State, Settlement]]:
-        """Settlements that the wallet has not answered, by uid, each with how its job ended."""
-        async with self.database.reading() as tx:
-            rows = await tx.rows("settlements_pending", after_uid=after_uid, count=count)
-        return [(row["uid"], State(row["job_state"]), settlement_of(row)) for row in rows]
-
-    async def admitting(self, before_us: int, count: int) -> list[str]:
-        """Jobs that have waited for the wallet since before the given time."""
-        async with self.database.reading() as tx:
-            rows = await tx.rows("jobs_admitting", before_us=before_us, count=count)
-        return [row[0] for row in rows]
-
-    async def renewable(self, before_us: int, count: int) -> list[str]:
-        """Open jobs whose hold ends before the given time, the most urgent first."""
-        async with self.database.reading() as tx:
-            rows = await tx.rows("jobs_renewable", before_us=before_us, count=count)
-        return [row[0] for row in rows]
-
     async def keep_attempts(self, attempts: Iterable[tuple[str, int]], lease_us: int) -> None:
         """Leaves instant attempts to this process for that long from now, those that are not over."""
         async with self.database.transaction() as tx:
-            await tx.run("attempts_keep", keys=_keys(attempts), lease_time_us=await tx.now_us() + lease_us)
+            await tx.run("attempts_keep", keys=keys_of(attempts), lease_time_us=await tx.now_us() + lease_us)
 
     async def claim_orphans(self, count: int, lease_us: int) -> list[str]:
         """Instant jobs whose attempt was begun by a process that is gone: they are left to this one for that long.
@@ -331,11 +258,6 @@ class Store(Stored):
             now_us = await tx.now_us()
             rows = await tx.rows("attempts_claim", now_us=now_us, lease_time_us=now_us + lease_us, count=count)
         return [row[0] for row in rows]
-
-    async def read(self, uids: Sequence[str]) -> list[Job]:
-        """Jobs by our ids."""
-        async with self.database.reading() as tx:
-            return [job_of(row) for row in await tx.rows("jobs_read", uids=json.dumps(sorted(uids)))]
 
     async def _change(
         self,
@@ -377,19 +299,3 @@ def _prompt_tokens(command: NewJob, images: Mapping[tuple[str, str], Image]) -> 
     seen = (images[command.job.account_id, image_id] for image_id in command.image_ids)
     sizes = ((image.width_pixels, image.height_pixels) for image in seen)
     return prompt_tokens.estimate(command.job.model, command.detail, len(command.order), sizes)
-
-
-def _keys(pairs: Iterable[tuple[str, str | int]]) -> str:
-    return json.dumps(sorted(pairs))
-
-
-async def _images(tx: Transaction, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Image]:
-    rows = await tx.rows("images_get", keys=_keys(set(keys)))
-    return {(image.account_id, image.image_id): image for image in map(Image._make, rows)}
-
-
-async def _view(tx: Transaction, account_id: str, job_id: str) -> JobView:
-    row = await tx.row("job_view_by_key", account_id=account_id, job_id=job_id)
-    if row is None:
-        raise JobNotFound(account_id, job_id)
-    return view_of(row)
