@@ -6,8 +6,9 @@ from typing import Final
 
 from sandbox.prover.hole import Hole, decided, replaced
 from sandbox.prover.market_holes import MARKET_HOLES, refuse_more_than_there_is
+from sandbox.prover.move import Move
+from sandbox.prover.price_holes import PRICE_HOLES
 from sandbox.prover.team_holes import TEAM_HOLES
-from sandbox.prover.world import Move
 from services.wallet import earning, gift, reservation
 from services.wallet.commands import Award, ClaimDaily, Convert, Moment, Outcome, Refund
 from services.wallet.economy_entry import points_of
@@ -63,4 +64,5 @@ HOLES: Final[Mapping[str, Hole]] = {
     "refunds": Hole("what was refunded before is not counted", decided(Refund, _refunds_again)),
     **TEAM_HOLES,
     **MARKET_HOLES,
+    **PRICE_HOLES,
 }

@@ -10,8 +10,9 @@ from datetime import UTC, datetime, tzinfo
 from typing import Final
 
 from sandbox.prover.market_promises import MarketPromises
+from sandbox.prover.price_promises import PricePromises
 from sandbox.prover.team_promises import TeamPromises
-from sandbox.prover.world import SHOP, Row, Step, World
+from sandbox.prover.world import TILL, Row, Step, World
 from services.wallet.economy import EarningRules
 from services.wallet.holdings import POINT, TOKEN, Entry
 
@@ -36,6 +37,7 @@ class Promises:
         self._holds: dict[str, tuple[int, int]] = {}
         self._teams = TeamPromises()
         self._market = MarketPromises(rules)
+        self._prices = PricePromises()
 
     def broken(self, world: World, step: Step) -> str | None:
         """The first promise that one move has broken by what it wrote, or by what everybody has now."""
@@ -50,12 +52,15 @@ class Promises:
         return next(_of_accounts(world), None)
 
     def _problems(self, step: Step) -> Iterator[str]:
+        for event in step.events:
+            yield from self._prices.of_event(event, step.time_us)
         for row in step.rows:
             entry, day = row.entry, self._day(row.time_us)
             yield from self._of_rule(entry, day)
             yield from self._of_gift(row, day)
             yield from self._teams.problems(entry, day)
             yield from self._market.problems(row, day)
+            yield from self._prices.of_row(entry)
             yield from _of_money(entry)
             self._follow_hold(entry)
         yield from self._of_refusal(step)
@@ -77,15 +82,17 @@ class Promises:
         if move.kind == "commit" and step.time_us < until_us and move.amount <= held and "commit" not in written:
             yield f"the {held} that {move.what} holds could not be taken"
         left = self._committed[move.what] - self._refunded[move.what]
-        if move.kind == "refund" and left > 0 == move.amount and "refund" not in written:
+        if move.kind in ("refund", "give_back") and left > 0 == move.amount and "refund" not in written:
             yield f"the {left} that were taken for {move.what} could not be refunded"
+        elif move.kind == "give_back" and left:
+            yield f"{left} of what was taken for {move.what} did not come back"
 
     def _day(self, time_us: int) -> int:
         return datetime.fromtimestamp(time_us / 1_000_000, UTC).astimezone(self._zone).date().toordinal()
 
     def _of_rule(self, entry: Entry, day: int) -> Iterator[str]:
         match entry.kind, entry.facts.get("rule"):
-            case "grant", _ if entry.actor != SHOP:
+            case "grant", _ if entry.actor != TILL:
                 yield from self._of_welcome(entry)
             case "earn", "daily":
                 yield from self._of_claim(entry, day)

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final, NamedTuple
 
+from sandbox.prover.move import Move, about
 from sandbox.prover.promises import Promises
 from sandbox.prover.story import BEGIN_US, story
-from sandbox.prover.world import Move, World
+from sandbox.prover.world import World
+from services.batcher.errors import NoPriceInForce
 from services.wallet.economy import Rules
-from services.wallet.sharing import Role
 
 SHRINKS_MAX: Final = 2_000
 ZoneOf = Callable[[Move, tzinfo], tzinfo]
@@ -51,6 +52,8 @@ def _watch(world: World, moves: Iterable[Move]) -> str | None:
         except ValueError as error:
             # A row that does not follow from those before it: the ledger would have stopped there.
             problem = str(error)
+        except NoPriceInForce:
+            problem = "there is no price"
         if problem is not None:
             return problem
     return None
@@ -92,21 +95,5 @@ def told(finding: Finding) -> str:
     now = datetime.fromtimestamp(BEGIN_US / 1_000_000, UTC)
     for move in finding.moves:
         now += timedelta(microseconds=move.wait_us)
-        lines.append(f"  {now:%Y-%m-%d %H:%M}  {move.who} {move.kind} {_about(move)}[{move.key}]")
+        lines.append(f"  {now:%Y-%m-%d %H:%M}  {about(move)}")
     return "\n".join(lines)
-
-
-def _about(move: Move) -> str:
-    parts = [move.what if move.what != "none" else "", str(move.amount or ""), move.of and f"of {move.of}"]
-    if move.kind == "member":
-        parts.append(f"as {Role(move.role).name.lower()} for " + _limits(move))
-    if move.kind == "offer":
-        parts.append(f"at {move.price} points" + (f" for {move.hours} h" if move.hours else ""))
-    if move.kind == "claim" and move.zone_hours:
-        parts.append(f"(says it is at UTC{move.zone_hours:+d})")
-    return "".join(f"{part} " for part in parts if part)
-
-
-def _limits(move: Move) -> str:
-    day, month = ("any" if limit is None else limit for limit in move.limits)
-    return f"{day} a day and {month} a month"

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sandbox.prover.world import HOUR_US, Move, World
+from sandbox.prover.move import FALLBACK, HOUR_US, Move
+from sandbox.prover.world import World
+from services.batcher.job import Lane, State
+from services.batcher.price_list import Content, Hours, PriceRow
 from services.wallet.economy import EarningRules
 from services.wallet.holdings import ReservationState
 from services.wallet.market import Offer
@@ -16,6 +19,7 @@ from services.wallet.sharing import Role
 
 MOVES: Final = 400
 USERS: Final = tuple(f"user-{number}" for number in range(6))
+ADMIN: Final = "admin"
 TEAMS: Final = ("team-0", "team-1")
 MEMBERS: Final = USERS[2:5]
 """Who comes and goes in teams, and spends most of what teams spend."""
@@ -34,10 +38,16 @@ THEMES: Final[Mapping[str, tuple[str, ...]]] = {
     "spending": ("reserve", "commit", "release", "refund"),
     "giving": ("give", "give", "top_up"),
     "market": ("activity", "top_up", "offer", "offer", "take", "take", "cancel"),
+    "prices": (
+        *("put_prices", "roll_out", "withdraw", "quote", "quote", "quote", "top_up"),
+        *("submit", "submit", "submit", "answer", "answer", "fail", "give_up", "give_back"),
+    ),
     "teams": ("top_up", "member", "unmember", *4 * ("reserve",), "commit", "release", "refund"),
 }
 OF_TEAMS: Final = frozenset(THEMES["teams"])
 """What names a team."""
+WHOSE: Final = frozenset({"take", "cancel", "submit", "put_prices", "roll_out", "withdraw"})
+"""What only somebody does, whoever went before."""
 WAITS_HOURS: Final = ((0, 0, 0.5, 1, 6, 12, 24, 47), (0, 0, 0, 0.5, 1, 3))
 """Some stories take months, others days in which much happens."""
 
@@ -55,7 +65,7 @@ class _Teller:
         self._world = world
         self._earning: EarningRules = world.rules.first_version
         self._rng = rng
-        self._themes = rng.sample(sorted(THEMES), rng.choice((1, 2, 2, 3)))
+        self._themes = rng.sample(sorted(THEMES), rng.choice((1, 1, 2, 2, 3)))
         kinds = [kind for theme in self._themes for kind in THEMES[theme] if rng.random() < KEPT]
         self._kinds = kinds or ["claim"]
         self._waits_us = [round(hours * HOUR_US) for hours in rng.choice(WAITS_HOURS)]
@@ -78,7 +88,7 @@ class _Teller:
         move = Move(kind, who, key, wait_us=wait_us, zone_hours=rng.choice((0, 0, -11, 13)))
         if kind in _DETAILS:
             move = move._replace(**_DETAILS[kind](self))
-        if goes_on and kind not in ("take", "cancel"):
+        if goes_on and kind not in WHOSE:
             move = move._replace(who=before.who, of=before.of if kind in OF_TEAMS else "")
         if kind in ("claim", "activity", "convert") and rng.random() < 0.1:
             move = move._replace(key=f"k{rng.randrange(number + 1)}")
@@ -116,7 +126,7 @@ class _Teller:
         return {"of": self._rng.choice(("", *TEAMS)), "amount": self._rng.randint(1, 30)}
 
     def reserve(self) -> dict[str, Any]:
-        rng, held = self._rng, {"amount": self._rng.choice((1, 2, 3, 5, 9)), "hours": self._rng.choice((1, 30))}
+        rng, held = self._rng, {"amount": self._rng.choice((1, 2, 3, 5, 9)), "hours": self._rng.choice((1, 30, 30))}
         if "teams" not in self._themes or rng.random() < 0.2:
             return held
         return held | {"of": rng.choice(TEAMS)} | ({"who": rng.choice(MEMBERS)} if rng.random() < 0.8 else {})
@@ -132,7 +142,8 @@ class _Teller:
 
     def _made(self, *states: ReservationState) -> dict[str, Any]:
         """One of the last reservations, mostly one that stands so, and whose it is."""
-        made = self._world.reservations.values()
+        jobs = self._world.shop.jobs
+        made = (each for each in self._world.reservations.values() if each.reservation_id not in jobs)
         fit = [each for each in made if each.state in states or self._rng.random() < 0.1]
         if not fit:
             return {"what": "none"}
@@ -158,6 +169,51 @@ class _Teller:
     def _offered(self) -> Offer | None:
         fit = [each for each in self._world.offers.values() if each.left or self._rng.random() < 0.1]
         return self._rng.choice(fit[-RECENT:]) if fit else None
+
+    def put_prices(self) -> dict[str, Any]:
+        """A list of its own; some are cheaper at night or for a tier, reach some accounts only, or begin later."""
+        rng, batch, instant = self._rng, self._rng.randint(2, 4), self._rng.randint(3, 9)
+        rows = [PriceRow(Lane.BATCH, batch), PriceRow(Lane.INSTANT, instant)]
+        if rng.random() < 0.3:
+            rows.append(PriceRow(Lane.INSTANT, instant - 1, hours=Hours(22 * 60, rng.choice((23, 6)) * 60)))
+        if rng.random() < 0.3:
+            rows.append(PriceRow(Lane.BATCH, batch - 1, tier="gold"))
+        begin_us = self._world.now_us + rng.choice((2, 12)) * HOUR_US if rng.random() < 0.3 else 0
+        version, percent = f"v{rng.getrandbits(32):08x}", rng.choice((30, 50, 100, 100))
+        return {"who": ADMIN, "key": version, "content": Content(version, begin_us, "UTC", tuple(rows), percent)}
+
+    def roll_out(self) -> dict[str, Any]:
+        return {"who": ADMIN, "what": self._list(), "amount": self._rng.choice((20, 40, 60, 80, 100))}
+
+    def withdraw(self) -> dict[str, Any]:
+        return {"who": ADMIN, "what": self._list()}
+
+    def _list(self) -> str:
+        put = self._world.shop.lists[1:]
+        return self._rng.choice(put[-3:]).content.version if put else "none"
+
+    def quote(self) -> dict[str, Any]:
+        return {"of": self._rng.choice(("", "", TEAMS[0])) if "teams" in self._themes else ""}
+
+    def submit(self) -> dict[str, Any]:
+        """Mostly by one of the last quotes, mostly of the one who got it."""
+        rng, quotes = self._rng, list(self._world.shop.quotes.items())[-RECENT:]
+        lane = {"lane": rng.choice((Lane.BATCH.value, Lane.INSTANT.value, FALLBACK))}
+        if not quotes or rng.random() < 0.3:
+            return lane | self.quote()
+        quote_id, (payer, _) = rng.choice(quotes)
+        if payer in TEAMS:
+            return lane | {"what": quote_id, "of": payer}
+        return lane | {"what": quote_id, "of": ""} | ({"who": payer} if rng.random() < 0.9 else {})
+
+    def job(self) -> dict[str, Any]:
+        """One of the last jobs."""
+        made = list(self._world.shop.jobs)[-RECENT:]
+        return {"what": self._rng.choice(made) if made else "none"}
+
+    def give_back(self) -> dict[str, Any]:
+        done = [uid for uid, each in self._world.shop.jobs.items() if each.state is State.SUCCEEDED]
+        return {"what": self._rng.choice(done[-RECENT:]) if done else "none"}
 
     def member(self) -> dict[str, Any]:
         role = self._rng.choice((Role.MEMBER, Role.MEMBER, Role.MEMBER, Role.MANAGER, Role.OWNER))
@@ -188,6 +244,15 @@ _DETAILS: Final[Mapping[str, Callable[[_Teller], dict[str, Any]]]] = {
     "offer": _Teller.offer,
     "take": _Teller.take,
     "cancel": _Teller.cancel,
+    "put_prices": _Teller.put_prices,
+    "roll_out": _Teller.roll_out,
+    "withdraw": _Teller.withdraw,
+    "quote": _Teller.quote,
+    "submit": _Teller.submit,
+    "answer": _Teller.job,
+    "fail": _Teller.job,
+    "give_up": _Teller.job,
+    "give_back": _Teller.give_back,
     "member": _Teller.member,
     "unmember": _Teller.unmember,
 }

@@ -1,10 +1,11 @@
 """A ledger in memory with users who do something at a time: moves in, rows of the journal out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, tzinfo
 from typing import Final, NamedTuple
 
+from sandbox.prover.move import BACKEND, HOUR_US, Move
+from sandbox.prover.shop import SHOP_KINDS, Event, Shop
 from services.wallet import calendar_day, ledger
 from services.wallet.commands import (
     Award,
@@ -25,38 +26,11 @@ from services.wallet.errors import Refusal
 from services.wallet.holdings import Account, Entry, Reservation, State
 from services.wallet.market import Offer
 from services.wallet.market_commands import CancelOffer, CreateOffer, TakeOffer
-from services.wallet.sharing import Role
 from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetMember
 from services.wallet.sweep import end_due
 
-BACKEND: Final = "backend"
-SHOP: Final = "shop"
+TILL: Final = "till"
 """Whoever grants what was bought for money."""
-HOUR_US: Final = 3600 * 1_000_000
-
-
-class Move(NamedTuple):
-    """One thing that a user does. It carries its key, so that it is the same move when others are left out."""
-
-    kind: str
-    who: str
-    key: str
-    what: str = ""
-    """An activity, an achievement, who is given to or taken in, or the key of the move that made what this is about."""
-    amount: int = 0
-    wait_us: int = 0
-    """How much time passes before it."""
-    zone_hours: int = 0
-    """Where the user says that they are: no rule may believe it."""
-    of: str = ""
-    """The team that pays for what is reserved, or whose members change; or the seller of an offer."""
-    role: int = int(Role.MEMBER)
-    limits: tuple[int | None, int | None] = (None, None)
-    """Of a member, for a day and a month."""
-    hours: int = 1
-    """How long what is reserved is held, or an offer is open: 0 for what the rules say."""
-    price: int = 0
-    """In points, for each token that is offered."""
 
 
 class Row(NamedTuple):
@@ -72,6 +46,8 @@ class Step(NamedTuple):
     move: Move
     rows: Sequence[Row]
     time_us: int
+    events: Sequence[Event] = ()
+    """What the batcher told of it."""
 
 
 class World:
@@ -88,6 +64,7 @@ class World:
         self.now_us = now_us
         self.zone = zone
         self.state = State()
+        self.shop = Shop()
         self._zone_of = zone_of
 
     def do(self, move: Move) -> Step:
@@ -95,11 +72,21 @@ class World:
         self.now_us += move.wait_us
         moment = Moment(self.now_us, self.rules, self._zone_of(move, self.zone))
         end_due(self.state, self._sellers(), moment, self.now_us + 1)
-        with suppress(Refusal):
-            ledger.decide(self.state, _COMMANDS[move.kind](move), moment)
+        events: Sequence[Event] = ()
+        if move.kind in SHOP_KINDS:
+            events = self.shop.do(move, self.now_us, lambda command: self._accepts(command, moment))
+        else:
+            self._accepts(_COMMANDS[move.kind](move), moment)
         rows = [Row(entry, self.now_us) for entry in self.state.entries]
         self.state.entries.clear()
-        return Step(move, rows, self.now_us)
+        return Step(move, rows, self.now_us, events)
+
+    def _accepts(self, command: Command, moment: Moment) -> bool:
+        try:
+            ledger.decide(self.state, command, moment)
+        except Refusal:
+            return False
+        return True
 
     def _sellers(self) -> set[str]:
         return {each.account_id for each in self.state.market.offers.values() if each.left}
@@ -151,7 +138,7 @@ _COMMANDS: Final[Mapping[str, Callable[[Move], Command]]] = {
     "reserve": _reserve,
     "commit": lambda move: Commit(BACKEND, BACKEND, move.what, move.amount or None, True),
     "release": lambda move: Release(BACKEND, BACKEND, move.what),
-    "top_up": lambda move: Grant(SHOP, move.of or move.who, move.key, move.amount, ""),
+    "top_up": lambda move: Grant(TILL, move.of or move.who, move.key, move.amount, ""),
     "team": lambda move: OpenTeam(move.who, move.of, move.who),
     "member": _member,
     "unmember": lambda move: RemoveMember(move.who, move.of, move.key, move.who, move.what),

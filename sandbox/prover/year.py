@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, tzinfo
 from typing import Final, NamedTuple
 
+from sandbox.prover.move import Move
 from sandbox.prover.promises import Promises
-from sandbox.prover.world import Move, Row, World
+from sandbox.prover.world import Row, World
 from services.wallet import calendar_day
 from services.wallet.economy import Rules
 from services.wallet.holdings import TOKEN

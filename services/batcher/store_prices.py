@@ -8,18 +8,11 @@ is withdrawn meanwhile. The lists are read again only when the head's revision h
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from zoneinfo import ZoneInfo
 
-from services.batcher.errors import (
-    PriceListInForce,
-    PriceListMismatch,
-    PriceListNotFound,
-    PriceListWithdrawn,
-    RolloutShrinks,
-    TooManyPriceLists,
-)
+from services.batcher.errors import PriceListMismatch, PriceListNotFound, TooManyPriceLists
+from services.batcher.price_change import begin_us, rolled_out, time_text, withdraws
 from services.batcher.price_list import Content, PriceList, Rollout, decode, encode, first_difference
 from services.batcher.pricing import base_of
 from services.chassis import journal
@@ -89,12 +82,12 @@ class PriceStore:
             known = await _list(tx, content.version)
             if known is not None:
                 return _again(known, content)
-            soonest_us = now_us + self._notice_us
-            if content.effective_time_us and content.effective_time_us < soonest_us:
-                raise InvalidField([_too_early(content.effective_time_us, soonest_us, self._notice_us)])
+            effective_us = begin_us(content, now_us, self._notice_us)
+            if effective_us is None:
+                raise InvalidField([_too_early(content.effective_time_us, now_us, self._notice_us)])
             if len(await _alive(tx, now_us)) >= LISTS_MAX:
                 raise TooManyPriceLists(LISTS_MAX)
-            put = await _insert(tx, content, content.effective_time_us or soonest_us, actor, now_us)
+            put = await _insert(tx, content, effective_us, actor, now_us)
         return Changed(put, False)
 
     async def seed(self, contents: Sequence[Content]) -> list[Changed]:
@@ -125,13 +118,9 @@ class PriceStore:
             known = await _list(tx, version)
             if known is None:
                 raise PriceListNotFound(version)
-            if any(step.percent == percent for step in known.rollouts):
+            step = rolled_out(known, percent, now_us, self._notice_us)
+            if step is None:
                 return Changed(known, True)
-            if known.withdraw_time_us:
-                raise PriceListWithdrawn(version)
-            if percent < known.rollouts[-1].percent:
-                raise RolloutShrinks(version, percent, known.rollouts[-1].percent)
-            step = Rollout(percent, max(known.effective_time_us, now_us + self._notice_us))
             body = {"percent": percent, "start_time_us": step.start_time_us}
             revision = await _journal(tx, "prices.rolled_out", actor, version, known.last_revision, body, now_us)
             await tx.run("price_rollouts_insert", version=version, percent=percent, start_time_us=step.start_time_us)
@@ -146,10 +135,8 @@ class PriceStore:
             known = await _list(tx, version)
             if known is None:
                 raise PriceListNotFound(version)
-            if known.withdraw_time_us:
+            if not withdraws(known, now_us):
                 return Changed(known, True)
-            if now_us >= known.effective_time_us:
-                raise PriceListInForce(version, _time_text(known.effective_time_us))
             revision = await _journal(tx, "prices.withdrawn", actor, version, known.last_revision, {}, now_us)
             await tx.run("price_lists_change", version=version, withdraw_time_us=now_us, last_revision=revision)
         return Changed(known._replace(last_revision=revision, withdraw_time_us=now_us), False)
@@ -222,10 +209,7 @@ async def _journal(
     return new_head.revision
 
 
-def _too_early(effective_us: int, soonest_us: int, notice_us: int) -> Violation:
-    problem = f"must be at least {notice_us / 1_000_000:g} seconds ahead: {_time_text(soonest_us)} or later"
-    return Violation("effective_time", _time_text(effective_us), problem)
-
-
-def _time_text(time_us: int) -> str:
-    return datetime.fromtimestamp(time_us / 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _too_early(effective_us: int, now_us: int, notice_us: int) -> Violation:
+    soonest = time_text(now_us + notice_us)
+    problem = f"must be at least {notice_us / 1_000_000:g} seconds ahead: {soonest} or later"
+    return Violation("effective_time", time_text(effective_us), problem)
