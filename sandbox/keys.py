@@ -33,7 +33,7 @@ BATCHER: Final = "punchcard.batcher"
 AUDIENCES: Final = {"wallet": (WALLET,), "batcher": (BATCHER,), "both": (WALLET, BATCHER)}
 
 USER_SCOPES: Final = (
-    "account.open wallet.read wallet.earn wallet.team wallet.give wallet.trade "
+    "account.open wallet.read wallet.earn wallet.team wallet.give wallet.trade wallet.limit "
     "image.upload job.submit job.read job.cancel"
 )
 """What a customer may do for itself."""

@@ -129,6 +129,8 @@ EVERYTHING: Final = {
         "gifts",
         "offers",
         "takes",
+        "spending_limits",
+        "limit_changes",
         "journal",
         "journal_head",
     )
@@ -324,6 +326,8 @@ def projections(state: State) -> dict[str, dict[Any, Row]]:
         "gifts": state.shared.gifts,
         "offers": state.market.offers,
         "takes": state.market.takes,
+        "spending_limits": state.shared.limits,
+        "limit_changes": state.shared.limit_changes,
     }
     return {name: {key: value._asdict() for key, value in rows.items()} for name, rows in made.items()}
 
@@ -345,6 +349,8 @@ _KEYS: Final = {
     "gifts": ("created_by", "gift_id"),
     "offers": ("account_id", "offer_id"),
     "takes": ("created_by", "take_id"),
+    "spending_limits": ("account_id",),
+    "limit_changes": ("created_by", "change_id"),
 }
 
 

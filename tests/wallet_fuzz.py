@@ -15,7 +15,15 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
-from punchcard.wallet.v1 import earning_pb2, error_reason_pb2, giving_pb2, market_pb2, teams_pb2, wallet_pb2
+from punchcard.wallet.v1 import (
+    earning_pb2,
+    error_reason_pb2,
+    giving_pb2,
+    market_pb2,
+    spending_pb2,
+    teams_pb2,
+    wallet_pb2,
+)
 from tests.tokens import bearer
 from tests.wallet_audit import EVERYTHING, Row
 from tests.wallet_mix import MAKER
@@ -23,12 +31,14 @@ from tests.wallets import EVERY_SCOPE
 
 METHODS: Final = {
     name: method
-    for file in (wallet_pb2, earning_pb2, teams_pb2, giving_pb2, market_pb2)
+    for file in (wallet_pb2, earning_pb2, teams_pb2, giving_pb2, market_pb2, spending_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for name, method in service.methods_by_name.items()
 }
 METADATA: Final = bearer(
-    MAKER, f"{EVERY_SCOPE} wallet.earn wallet.give wallet.trade wallet.team wallet.admin", audience="punchcard.wallet"
+    MAKER,
+    f"{EVERY_SCOPE} wallet.earn wallet.give wallet.trade wallet.team wallet.limit wallet.admin",
+    audience="punchcard.wallet",
 )
 CALL_TIMEOUT_SECONDS: Final = 20.0
 DETAILS: Final = "grpc-status-details-bin"

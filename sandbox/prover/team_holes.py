@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sandbox.prover.hole import Hole, both, decided, replaced
-from services.wallet import counter, hold, reservation, team
+from services.wallet import counter, hold, reservation, spending, team
 from services.wallet.commands import Moment, Outcome
 from services.wallet.holdings import Reservation, ReservationState, State
 from services.wallet.sharing import day_counter, month_counter
 from services.wallet.sharing_commands import RemoveMember, SetMember
-from services.wallet.team import counts
+from services.wallet.spending import counts_of
 
 _FORGIVEN: Final = "forgiven "
 _shipped_refuse_for_team: Final = team.refuse_for_team
 _shipped_refuse_over_limit: Final = team.refuse_over_limit
-_shipped_counted: Final = team.counted_facts
+_shipped_change_facts: Final = spending.change_facts
 _shipped_change: Final = reservation._change  # noqa: SLF001 - a hole is made where no door is
 
 
@@ -57,8 +57,10 @@ def _refuse_strangers(state: State, payer: Any, member_id: str, amount: int, mom
         _shipped_refuse_for_team(state, payer, member_id, amount, moment)
 
 
-def _counts_refunds(found: Reservation, balance_change: int, held_change: int) -> dict[str, Any]:
-    return _shipped_counted(found, 0, held_change - balance_change)
+def _counts_refunds(
+    state: State, found: Reservation, balance_change: int, held_change: int, moment: Moment
+) -> Mapping[str, Any]:
+    return _shipped_change_facts(state, found, 0, held_change - balance_change, moment)
 
 
 def _gives_back_today(state: State, found: Reservation, kind: str, actor: str, moment: Moment, **more: Any) -> Outcome:
@@ -66,7 +68,7 @@ def _gives_back_today(state: State, found: Reservation, kind: str, actor: str, m
     change = more.get("held_change", 0) + max(-more.get("balance_change", 0), 0)
     if change >= 0 or not found.spend_day:
         return _shipped_change(state, found, kind, actor, moment, **more)
-    for name, day, _ in counts(found.account_id, moment.day, 0):
+    for name, day, _ in counts_of(found.account_id, moment.day, 0):
         key = (found.payer_account_id, name, day)
         counted = state.counters.get(key)
         if counted is not None:
@@ -87,11 +89,11 @@ def _ends_its_holds(state: State, command: RemoveMember, moment: Moment) -> Outc
 TEAM_HOLES: Final[Mapping[str, Hole]] = {
     "readmission": Hole(
         "a member that is taken in again begins with nothing spent",
-        both(decided(SetMember, _forgives), replaced(team, "refuse_over", _refuse_over_unforgiven)),
+        both(decided(SetMember, _forgives), replaced(spending, "refuse_over", _refuse_over_unforgiven)),
     ),
-    "month": Hole("members have no limit a month", replaced(team, "refuse_over", _refuse_over_day)),
+    "month": Hole("members have no limit a month", replaced(spending, "refuse_over", _refuse_over_day)),
     "removed": Hole("who was removed from a team may spend on", replaced(hold, "refuse_for_team", _refuse_strangers)),
-    "refund_counts": Hole("a refund gives the limit back", replaced(reservation, "counted_facts", _counts_refunds)),
+    "refund_counts": Hole("a refund gives the limit back", replaced(reservation, "change_facts", _counts_refunds)),
     "release_day": Hole(
         "what a hold gives back is given to the day on which it does",
         replaced(reservation, "_change", _gives_back_today),

@@ -9,7 +9,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from punchcard.wallet.v1 import earning_pb2_grpc, giving_pb2_grpc, market_pb2_grpc, teams_pb2_grpc, wallet_pb2_grpc
+from punchcard.wallet.v1 import (
+    earning_pb2_grpc,
+    giving_pb2_grpc,
+    market_pb2_grpc,
+    spending_pb2_grpc,
+    teams_pb2_grpc,
+    wallet_pb2_grpc,
+)
 from services.chassis import command, journal
 from services.chassis.database import Database, connect, migrate
 from services.chassis.group_commit import GroupCommitter
@@ -17,7 +24,7 @@ from services.chassis.loops import Loop, Runner
 from services.chassis.server import RefusesToStart, Server
 from services.chassis.watch import Tailer, reader, refuse_behind
 from services.chassis.watch_stream import WatchStreams
-from services.wallet import grpc_earning, grpc_giving, grpc_market, grpc_teams
+from services.wallet import grpc_earning, grpc_giving, grpc_market, grpc_spending, grpc_teams
 from services.wallet.command_line import statement_command, verify_command
 from services.wallet.commands import Command, Outcome
 from services.wallet.economy import Rules
@@ -32,17 +39,26 @@ from services.wallet.store_audit import Audit
 from services.wallet.store_economy import EconomyReads
 from services.wallet.store_market import MarketReads
 from services.wallet.store_sharing import TeamReads
+from services.wallet.store_spending import SpendingReads
 from services.wallet.writer import SQL_FOLDER, writer_of
 
 FOLDER: Final = Path(__file__).parent
 MIGRATIONS: Final = FOLDER / "migrations"
-SERVICES: Final = (SERVICE, grpc_earning.SERVICE, grpc_teams.SERVICE, grpc_giving.SERVICE, grpc_market.SERVICE)
+SERVICES: Final = (
+    SERVICE,
+    grpc_earning.SERVICE,
+    grpc_teams.SERVICE,
+    grpc_giving.SERVICE,
+    grpc_market.SERVICE,
+    grpc_spending.SERVICE,
+)
 ALL_SCOPES: Final = {
     **SCOPES,
     **grpc_earning.SCOPES,
     **grpc_teams.SCOPES,
     **grpc_giving.SCOPES,
     **grpc_market.SCOPES,
+    **grpc_spending.SCOPES,
 }
 TAIL_SECONDS: Final = 0.5
 """How often watchers are told of what other replicas wrote."""
@@ -139,6 +155,8 @@ def _add_services(
     giving_pb2_grpc.add_GivingServiceServicer_to_server(grpc_giving.GivingApi(committer), registrar)
     market = grpc_market.MarketApi(committer, MarketReads(database))
     market_pb2_grpc.add_MarketServiceServicer_to_server(market, registrar)
+    spending = grpc_spending.SpendingApi(committer, SpendingReads(database, rules))
+    spending_pb2_grpc.add_SpendingServiceServicer_to_server(spending, registrar)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from services.wallet.economy import Rules
 from services.wallet.holdings import Account, Earning, Lot, Reservation, RuleSetRecord, Streak
 from services.wallet.market import Offer, Take
 from services.wallet.market_commands import CancelOffer, CreateOffer, TakeOffer
-from services.wallet.sharing import Gift, Member, Team
-from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetMember
+from services.wallet.sharing import Gift, Member, SpendingLimits, Team
+from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetLimits, SetMember
 
 
 class OpenAccount(NamedTuple):
@@ -200,6 +200,7 @@ Command = (
     | CreateOffer
     | TakeOffer
     | CancelOffer
+    | SetLimits
 )
 OnReservation = Commit | Release | Refund | Amend
 
@@ -233,6 +234,8 @@ class Outcome(NamedTuple):
     """Of what concerns an offer, the offer."""
     take: Take | None = None
     """Of a TakeOffer."""
+    limits: SpendingLimits | None = None
+    """Of a SetLimits."""
 
 
 class Moment(NamedTuple):

@@ -69,6 +69,7 @@ ERRORS: Final = ErrorTable(
         errors.RefundExceedsCommitted: Row(_PRECONDITION, "REFUND_EXCEEDS_COMMITTED"),
         errors.AmendNotAllowed: Row(_PRECONDITION, "AMEND_NOT_ALLOWED"),
         sharing_errors.RoleTooLow: Row(grpc.StatusCode.PERMISSION_DENIED, "ROLE_TOO_LOW"),
+        sharing_errors.LimitRaiseNotAllowed: Row(grpc.StatusCode.PERMISSION_DENIED, "LIMIT_RAISE_NOT_ALLOWED"),
         errors.AccountClosed: Row(_PRECONDITION, "ACCOUNT_CLOSED"),
         errors.AccountFrozen: Row(_PRECONDITION, "ACCOUNT_FROZEN"),
         errors.AccountNotEmpty: Row(_PRECONDITION, "ACCOUNT_NOT_EMPTY"),

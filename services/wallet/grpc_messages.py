@@ -8,7 +8,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from punchcard.wallet.v1 import error_reason_pb2, wallet_pb2
+from punchcard.wallet.v1 import error_reason_pb2, teams_pb2, wallet_pb2
 from services.chassis import errors, journal
 from services.chassis.auth import Principal
 from services.chassis.fields import Checks
@@ -65,6 +65,7 @@ KINDS: Final[Mapping[str, wallet_pb2.TransactionKind.ValueType]] = MappingProxyT
         "buy": wallet_pb2.TRANSACTION_KIND_BUY,
         "sell": wallet_pb2.TRANSACTION_KIND_SELL,
         "unoffer": wallet_pb2.TRANSACTION_KIND_UNOFFER,
+        "limit": wallet_pb2.TRANSACTION_KIND_LIMIT,
     }
 )
 
@@ -263,6 +264,16 @@ def balance_message(account: Account, scale: int) -> wallet_pb2.Balance:
     """What an account has of one asset."""
     return wallet_pb2.Balance(
         balance=account.balance, held=account.held, available=account.balance - account.held, scale=scale
+    )
+
+
+def spending_message(used: int, limit: int | None, resets_at_us: int) -> teams_pb2.Spending:
+    """What was spent in a day or month, and what may still be."""
+    return teams_pb2.Spending(
+        used=used,
+        limit=limit,
+        remaining=None if limit is None else max(limit - used, 0),
+        resets_at=timestamp(resets_at_us),
     )
 
 

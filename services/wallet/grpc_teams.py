@@ -9,7 +9,7 @@ from services.chassis.fields import Checks
 from services.chassis.group_commit import GroupCommitter
 from services.wallet import calendar_day, grpc_pages
 from services.wallet.commands import Command, Outcome
-from services.wallet.grpc_messages import check_account, timestamp
+from services.wallet.grpc_messages import check_account, spending_message, timestamp
 from services.wallet.sharing import Member, Role, Team
 from services.wallet.sharing_commands import OpenTeam, RemoveMember, SetMember
 from services.wallet.sharing_errors import NotAMember, TeamNotFound
@@ -169,15 +169,6 @@ def _spending_message(each: Spender, found: Spenders) -> teams_pb2.MemberSpendin
     next_day, next_month = found.day + 1, calendar_day.next_month(found.day)
     return teams_pb2.MemberSpending(
         member=member_message(each.member),
-        day=_spent(each.day, each.member.day_limit, calendar_day.start_us(next_day, found.zone)),
-        month=_spent(each.month, each.member.month_limit, calendar_day.start_us(next_month, found.zone)),
-    )
-
-
-def _spent(used: int, limit: int | None, resets_at_us: int) -> teams_pb2.Spending:
-    return teams_pb2.Spending(
-        used=used,
-        limit=limit,
-        remaining=None if limit is None else max(limit - used, 0),
-        resets_at=timestamp(resets_at_us),
+        day=spending_message(each.day, each.member.day_limit, calendar_day.start_us(next_day, found.zone)),
+        month=spending_message(each.month, each.member.month_limit, calendar_day.start_us(next_month, found.zone)),
     )

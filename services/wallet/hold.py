@@ -12,7 +12,8 @@ from services.wallet.holdings import PLAIN, TOKEN, Account, Reservation, State, 
 from services.wallet.journal_entry import apply, entry_on
 from services.wallet.lot import moves, pick
 from services.wallet.reservation import outcome_of, up_to_date
-from services.wallet.team import counts, refuse_for_team
+from services.wallet.spending import refuse_over_own, reserve_facts
+from services.wallet.team import refuse_for_team
 
 
 def reserve(state: State, command: Reserve, moment: Moment) -> Outcome:
@@ -29,6 +30,7 @@ def reserve(state: State, command: Reserve, moment: Moment) -> Outcome:
     if account is not None:
         refuse_unusable(account)
         refuse_for_team(state, account, command.account_id, command.amount, moment)
+        refuse_over_own(state, account, moment.day, command.amount, moment)
     available, held = (account.available, account.held) if account else (welcome_bonus(state, payer, moment), 0)
     if command.amount > available:
         raise InsufficientFunds(payer, command.amount, available, held)
@@ -61,8 +63,8 @@ def _hold_facts(state: State, account: Account, command: Reserve, moment: Moment
     if account.lots:
         pins = pick(state, account, command.amount, moment.now_us)
         facts |= {"pins": pins, "lots": moves((pins, 0, 1))}
-    if account.team:
-        facts |= {"peer": command.account_id, "counts": counts(command.account_id, moment.day, command.amount)}
+    if account.team or account.spend_since:
+        facts |= reserve_facts(account, command.account_id, command.amount, moment)
     return facts
 
 

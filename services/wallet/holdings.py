@@ -67,6 +67,8 @@ class Account(NamedTuple):
     """1 once a reservation that it pays for was committed."""
     team: int = 0
     """1 for a team, which pays for its members alone."""
+    spend_since: int = 0
+    """The first calendar day whose spending its own limits count; 0 without limits, and then none are looked for."""
 
     @property
     def available(self) -> int:

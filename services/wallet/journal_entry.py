@@ -28,6 +28,7 @@ reads the same entries back, applies them to nothing, and must arrive at the sam
     unoffer   + what nobody bought                   @escrow    an offer is cancelled, or its time has passed
     team                                                        the account is a team from now on, of its first owner
     member, unmember                                            a team's member comes, changes or goes
+    limit                                                       an account's spending limits are set anew
     freeze, unfreeze                                            an account may be used less, or again
     close     - balance                              @lapsed    an account is over
 
@@ -146,6 +147,7 @@ def _move(state: State, entry: Entry, now_us: int) -> None:
         lots,
         1 if entry.kind == "commit" else account.worked,
         account.team,
+        account.spend_since,
     )
     if "counts" in facts:
         economy_entry.count(state, entry)
@@ -268,7 +270,7 @@ def _reserve(state: State, entry: Entry, now_us: int) -> None:
         0,
         state.revision,
         write_pins(facts["pins"]) if "pins" in facts else "",
-        facts["counts"][0][1] if "counts" in facts else 0,
+        facts["counts"][0][1] if "peer" in facts else 0,
     )
 
 
@@ -357,6 +359,7 @@ _FOLLOW: Final[Mapping[str, Callable[[State, Entry, int], None]]] = {
     "buy": market_entry.buy,
     "sell": market_entry.sell,
     "unoffer": market_entry.unoffer,
+    "limit": sharing_entry.set_limits,
 }
 
 

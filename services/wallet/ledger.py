@@ -13,7 +13,7 @@ Always reserved = committed + released + expired once it has ended, and refunded
 from collections.abc import Callable
 from typing import Any
 
-from services.wallet import account, earning, gift, grant, hold, offer, reservation, sweep, team
+from services.wallet import account, earning, gift, grant, hold, offer, reservation, spending, sweep, team
 from services.wallet.commands import (
     Amend,
     Award,
@@ -37,7 +37,7 @@ from services.wallet.commands import (
 )
 from services.wallet.holdings import State
 from services.wallet.market_commands import CancelOffer, CreateOffer, TakeOffer
-from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetMember
+from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetLimits, SetMember
 
 
 def decide(state: State, command: Command, moment: Moment) -> Outcome:
@@ -69,4 +69,5 @@ _DECISIONS: dict[type, Callable[[State, Any, Moment], Outcome]] = {
     CreateOffer: offer.create_offer,
     TakeOffer: offer.take_offer,
     CancelOffer: offer.cancel_offer,
+    SetLimits: spending.set_limits,
 }

@@ -36,7 +36,8 @@ from services.wallet.holdings import (
 )
 from services.wallet.journal_entry import apply, entry_on
 from services.wallet.lot import Return, come_back, moves, pick, split
-from services.wallet.team import counted_facts, refuse_over_limit
+from services.wallet.spending import change_facts, own_day, refuse_over_own
+from services.wallet.team import refuse_over_limit
 
 HELD = ReservationState.HELD
 COMMITTED = ReservationState.COMMITTED
@@ -100,7 +101,9 @@ def _commit_late(
     account = state.accounts[found.payer_account_id, TOKEN]
     refuse_unusable(account)
     if found.spend_day:
-        refuse_over_limit(state, found.payer_account_id, found.account_id, found.spend_day, amount, moment)
+        refuse_over_limit(state, account.account_id, found.account_id, found.spend_day, amount, moment)
+    if day := own_day(state, found, moment):
+        refuse_over_own(state, account, day, amount, moment)
     if amount > account.available:
         raise InsufficientFunds(account.account_id, amount, account.available, account.held)
     if account.lots:
@@ -278,10 +281,11 @@ def _change(
     back: Return | None = None,
 ) -> Outcome:
     """Makes the entry that changes a reservation and its payer's account, and deals with what it brings back."""
-    if found.spend_day:
-        facts = {**facts, **counted_facts(found, balance_change, held_change)}
+    payer = state.accounts[found.payer_account_id, TOKEN]
+    if found.spend_day or payer.spend_since:
+        facts = {**facts, **change_facts(state, found, balance_change, held_change, moment)}
     entry = entry_on(
-        state.accounts[found.payer_account_id, TOKEN],
+        payer,
         kind,
         actor,
         balance_change=balance_change,

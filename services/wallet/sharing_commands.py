@@ -1,4 +1,4 @@
-"""What callers ask of the ledger about teams and gifts. Plain values, as in `commands`. Pure."""
+"""What callers ask of the ledger about teams, gifts and spending limits. Plain values, as in `commands`. Pure."""
 
 from typing import NamedTuple
 
@@ -44,6 +44,23 @@ class Give(NamedTuple):
     gift_id: str
     amount: int
     reference: str
+
+
+class SetLimits(NamedTuple):
+    """Set the spending limits of an account anew; (actor, change_id) is the key."""
+
+    actor: str
+    account_id: str
+    change_id: str
+    day_limit: int | None
+    month_limit: int | None
+    reference: str
+    may_raise: bool
+    """Whether the caller's scopes allow it to raise or remove a limit."""
+    counted_to: int = 0
+    """Up to which revision the edge has counted what was spent. No part of the fingerprint, nor is what it found."""
+    counted: tuple[tuple[int, int], ...] = ()
+    """What it found: (day, tokens)."""
 
 
 ChangeMember = SetMember | RemoveMember

@@ -1,9 +1,9 @@
-"""What the journal's rows mean for teams and gifts; called by `journal_entry.apply`. Pure."""
+"""What the journal's rows mean for teams, gifts and spending limits; called by `journal_entry.apply`. Pure."""
 
 from __future__ import annotations
 
 from services.wallet.holdings import TOKEN, Entry, State
-from services.wallet.sharing import Gift, Member, Role, Team, TeamChange
+from services.wallet.sharing import Gift, LimitChange, Member, Role, SpendingLimits, Team, TeamChange
 
 
 def open_team(state: State, entry: Entry, now_us: int) -> None:
@@ -62,3 +62,14 @@ def give(state: State, entry: Entry, _now_us: int) -> None:
 
 def receive(_state: State, _entry: Entry, _now_us: int) -> None:
     """The other half of a gift is nothing but the move of its tokens."""
+
+
+def set_limits(state: State, entry: Entry, _now_us: int) -> None:
+    """Sets an account's spending limits, and from which day on they count; remembers the change under its key."""
+    facts, key = entry.facts, (entry.account_id, TOKEN)
+    limits = (facts.get("day_limit"), facts.get("month_limit"))
+    state.accounts[key] = state.accounts[key]._replace(spend_since=facts.get("since", 0))
+    state.shared.limits[entry.account_id] = SpendingLimits(entry.account_id, *limits, state.revision)
+    state.shared.limit_changes[entry.created_by, entry.key] = LimitChange(
+        entry.created_by, entry.key, entry.account_id, *limits, facts.get("reference", ""), state.revision
+    )

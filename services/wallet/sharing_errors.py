@@ -1,4 +1,4 @@
-"""Why the wallet refuses what is asked of teams, and gifts: as `errors`, of which these are a part. Pure."""
+"""Why the wallet refuses what is asked of teams, gifts and limits: as `errors`, of which these are a part. Pure."""
 
 from services.wallet.errors import Refusal, rfc3339
 
@@ -19,6 +19,20 @@ class RoleTooLow(Refusal):
             team_id=team_id,
             account_id=account_id,
             role=role,
+        )
+
+
+class LimitRaiseNotAllowed(Refusal):
+    """A spending limit would be raised or removed by somebody who may only lower it."""
+
+    def __init__(self, account_id: str, field: str, requested: int | None, current: int) -> None:
+        said = "(absent)" if requested is None else requested
+        super().__init__(
+            f"{field} of account {account_id!r} is {current}, and only an administrator may make it {said}",
+            account_id=account_id,
+            field=field,
+            requested=said,
+            current=current,
         )
 
 

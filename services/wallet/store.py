@@ -55,12 +55,13 @@ from services.wallet.holdings import (
     read_pins,
 )
 from services.wallet.market_commands import CancelOffer, CreateOffer, OnOffer, TakeOffer
-from services.wallet.sharing_commands import ChangeMember, Give, OpenTeam, RemoveMember, SetMember
+from services.wallet.sharing_commands import ChangeMember, Give, OpenTeam, RemoveMember, SetLimits, SetMember
 from services.wallet.store_economy import EconomyNames, load_economy
 from services.wallet.store_market import MarketNames, load_market
 from services.wallet.store_reads import Reads
 from services.wallet.store_rows import encode, journal_entry, statements
 from services.wallet.store_sharing import SharingNames, load_sharing
+from services.wallet.store_spending import SpendingNames, load_spending
 from services.wallet.sweep import end_due, next_end_us
 
 SWEEP_HOLDS_MAX = 1_000
@@ -82,6 +83,7 @@ class Names(NamedTuple):
     economy: EconomyNames
     sharing: SharingNames
     market: MarketNames
+    spending: SpendingNames
 
 
 class Due(NamedTuple):
@@ -154,6 +156,7 @@ class Store(Reads):
         due = await _load_due(tx, state, moment.now_us)
         await load_market(tx, state, names.market, due.accounts)
         await load_sharing(tx, state, names.sharing, commands, moment)
+        await load_spending(tx, state, names.spending, commands, moment)
         return Loaded(state, head, moment, due)
 
     async def open(self, epoch: str) -> int:
@@ -166,7 +169,9 @@ class Store(Reads):
 
 
 def _names(commands: Iterable[Command]) -> Names:
-    names = Names(set(), set(), set(), set(), set(), set(), EconomyNames(), SharingNames(), MarketNames())
+    names = Names(
+        set(), set(), set(), set(), set(), set(), EconomyNames(), SharingNames(), MarketNames(), SpendingNames()
+    )
     for command in commands:
         _NAMING[type(command)](names, command)
     names.reservations.update(names.settled)
@@ -256,6 +261,11 @@ def _name_offer(names: Names, command: OnOffer) -> None:
             pass
 
 
+def _name_limits(names: Names, command: SetLimits) -> None:
+    names.accounts.add(command.account_id)
+    names.spending.sets.append(command)
+
+
 _NAMING: Final[Mapping[type, Callable[[Names, Any], None]]] = {
     OpenAccount: _name_account,
     Sweep: _name_account,
@@ -280,6 +290,7 @@ _NAMING: Final[Mapping[type, Callable[[Names, Any], None]]] = {
     CreateOffer: _name_offer,
     TakeOffer: _name_offer,
     CancelOffer: _name_offer,
+    SetLimits: _name_limits,
 }
 
 

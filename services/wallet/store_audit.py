@@ -29,7 +29,7 @@ from services.wallet.holdings import (
     Streak,
 )
 from services.wallet.market import Market, Offer, Take
-from services.wallet.sharing import Gift, Member, Shared, Team, TeamChange
+from services.wallet.sharing import Gift, LimitChange, Member, Shared, SpendingLimits, Team, TeamChange
 from services.wallet.store_rows import encode, entry_of, statements
 
 PAGE_ROWS: Final = 5_000
@@ -75,6 +75,8 @@ PROJECTIONS: Final = (
     Projection("gifts", FaultKind.KEY, Gift, (0, 1)),
     Projection("offers", FaultKind.HOLD, Offer, (0, 1)),
     Projection("takes", FaultKind.KEY, Take, (0, 1)),
+    Projection("spending_limits", FaultKind.KEY, SpendingLimits, (0,)),
+    Projection("limit_changes", FaultKind.KEY, LimitChange, (0, 1)),
 )
 CHECKS: Final = (
     ("check_holds", FaultKind.HOLD, "held tokens are not the sum of the open reservations"),
@@ -300,9 +302,10 @@ async def _load(tx: Transaction, replayed: Sequence[Replayed]) -> State:
         "find_streaks": sorted({(entry.account_id,) for entry in entries if "streak" in entry.facts}),
         **_named_teams(entries),
         "find_offers": _named_offers(entries),
+        "find_spending_limits": sorted({(entry.account_id,) for entry in entries if entry.kind == "limit"}),
     }
     queries = [(name, {"keys": encode(keys)}) for name, keys in asked.items()]
-    accounts, held, granted, found, counted, streaks, teams, members, offers = await tx.rows_all(queries)
+    accounts, held, granted, found, counted, streaks, teams, members, offers, limits = await tx.rows_all(queries)
     state = State(
         accounts={(row[0], row[1]): Account(*row) for row in accounts},
         reservations={(row[0], row[1]): Reservation(*row) for row in held},
@@ -310,7 +313,9 @@ async def _load(tx: Transaction, replayed: Sequence[Replayed]) -> State:
         counters={(row[0], row[1], row[2]): CounterRecord(*row) for row in counted},
         streaks={row[0]: Streak(*row) for row in streaks},
         shared=Shared(
-            teams={row[0]: Team(*row) for row in teams}, members={(row[0], row[1]): Member(*row) for row in members}
+            teams={row[0]: Team(*row) for row in teams},
+            members={(row[0], row[1]): Member(*row) for row in members},
+            limits={row[0]: SpendingLimits(*row) for row in limits},
         ),
         market=Market({(row[0], row[1]): Offer(*row) for row in offers}),
     )

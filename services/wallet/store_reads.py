@@ -68,7 +68,7 @@ class Reads(History):
             row = await tx.row("get_reservation", created_by=created_by, reservation_id=reservation_id)
             if row is None:
                 return None
-            return as_of(Reservation(*row), await _now_us(tx))
+            return as_of(Reservation(*row), await decision_time_us(tx))
 
     async def open_reservations(self, account_id: str, after: Place, limit: int) -> list[Reservation] | None:
         """The reservations that an account pays for and that are held now, at most `limit` behind a place.
@@ -79,7 +79,7 @@ class Reads(History):
             if await tx.row("get_account", account_id=account_id) is None:
                 return None
             # What is overdue is not open any more, and stands before everything that is.
-            after = max(after, Place(await _now_us(tx) + 1, "", ""))
+            after = max(after, Place(await decision_time_us(tx) + 1, "", ""))
             rows = await tx.rows(
                 "list_open_reservations",
                 account_id=account_id,
@@ -98,7 +98,7 @@ class Reads(History):
     async def now_us(self) -> int:
         """The time at which a command would be decided now."""
         async with self._database.reading() as tx:
-            return await _now_us(tx)
+            return await decision_time_us(tx)
 
     async def due_accounts(self, limit: int) -> list[str]:
         """Accounts on which something is due, longest overdue first."""
@@ -112,7 +112,7 @@ class Reads(History):
             return {row["asset"]: row["balance"] for row in await tx.rows("sum_balances")}
 
 
-async def _now_us(tx: Transaction) -> int:
+async def decision_time_us(tx: Transaction) -> int:
     """The time at which a group would be decided now: never before the journal's last row, whatever the clock does."""
     return max(await tx.now_us(), (await journal.read_head(tx)).time_us)
 
@@ -128,14 +128,17 @@ async def _as_of_now(tx: Transaction, account: Account, revision: int, moment: M
             row = await tx.row("get_due_amount", account_id=account_id, now_us=moment.now_us)
             account = account._replace(held=account.held - (row["due"] if row else 0))
         return account, ()
-    state = State(accounts={(account_id, TOKEN): account}, revision=revision)
+    # Who has spent what is not asked here, and so not counted.
+    uncounted = account._replace(spend_since=0)
+    state = State(accounts={(account_id, TOKEN): uncounted}, revision=revision)
     state.add_lots(Lot(*row) for row in await tx.rows("list_lots", account_id=account_id))
     if is_due:
         await _end_due(tx, state, account_id, moment)
     lots = spending_order(lot for lot in state.lots.get(account_id, {}).values() if lot.remaining)
     # A change that is not written yet has no revision: what it makes is shown without an id, but in its place.
     named = [lot if lot.lot_id <= revision else lot._replace(lot_id=0) for lot in lots]
-    return state.accounts[account_id, TOKEN]._replace(revision=account.revision), named
+    after = state.accounts[account_id, TOKEN]
+    return after._replace(revision=account.revision, spend_since=account.spend_since), named
 
 
 async def _end_due(tx: Transaction, state: State, account_id: str, moment: Moment) -> None:
@@ -150,7 +153,6 @@ async def _end_due(tx: Transaction, state: State, account_id: str, moment: Momen
             after_revision=after_revision,
             limit=DUE_HOLDS_MAX,
         )
-        # Who of a team has spent what is not asked here, and so not counted.
         due = [Reservation(*row)._replace(spend_day=0) for row in rows]
         state.reservations = {(each.created_by, each.reservation_id): each for each in due}
         more = len(due) == DUE_HOLDS_MAX

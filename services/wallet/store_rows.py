@@ -42,6 +42,7 @@ def account_update(account: Account) -> tuple[object, ...]:
         account.lots,
         account.worked,
         account.team,
+        account.spend_since,
     )
 
 
@@ -143,6 +144,7 @@ _NOTHING_SHARED = Shared()
 def _sharing(loaded: Shared, shared: Shared) -> list[tuple[str, Rows]]:
     teams, changed_teams = changes(loaded.teams, shared.teams)
     members, changed_members = changes(loaded.members, shared.members)
+    limits, changed_limits = changes(loaded.limits, shared.limits)
     return [
         ("insert_team", teams),
         ("update_team", [team_update(team) for team in changed_teams]),
@@ -150,6 +152,9 @@ def _sharing(loaded: Shared, shared: Shared) -> list[tuple[str, Rows]]:
         ("update_member", list(changed_members)),
         ("insert_team_change", changes(loaded.team_changes, shared.team_changes)[0]),
         ("insert_gift", changes(loaded.gifts, shared.gifts)[0]),
+        ("insert_spending_limit", limits),
+        ("update_spending_limit", list(changed_limits)),
+        ("insert_limit_change", changes(loaded.limit_changes, shared.limit_changes)[0]),
     ]
 
 

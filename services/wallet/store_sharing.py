@@ -55,7 +55,7 @@ async def load_sharing(
         "load_gifts": names.gifts,
         "load_counters": _counters(spenders),
     }
-    found = await _found(tx, asked)
+    found = await load_keys(tx, asked)
     shared = state.shared
     shared.teams = {row[0]: Team(*row) for row in found["load_teams"]}
     shared.members = {(row[0], row[1]): Member(*row) for row in found["load_members"]}
@@ -64,7 +64,7 @@ async def load_sharing(
     state.counters.update({(row[0], row[1], row[2]): CounterRecord(*row) for row in found["load_counters"]})
 
 
-async def _found(tx: Transaction, asked: Mapping[str, set[Any]]) -> dict[str, Sequence[Row]]:
+async def load_keys(tx: Transaction, asked: Mapping[str, set[Any]]) -> dict[str, Sequence[Row]]:
     """The rows of each query; nothing is asked for that has no key."""
     queries = [(name, {"keys": encode(sorted(keys))}) for name, keys in asked.items() if keys]
     found: dict[str, Sequence[Row]] = dict.fromkeys(asked, ())

@@ -1,26 +1,22 @@
-"""Decisions about teams: who is in one, what a member may spend, and what is counted. Pure.
+"""Decisions about teams: who is in one, and what a member may spend. Pure.
 
     owner    takes anybody in and out, in every role; a team always has one
     manager  takes members in and out, and sets their limits
     member   spends the team's tokens, and may leave
 
-What a member's hold takes is counted on the day, and in the month, of the Reserve. What the hold gives back later, at
-its release, its end or by a smaller Commit, is given back to that day and month, whenever that is; a refund of what was
-taken gives nothing back. So a day's count is what its reservations hold or have taken.
+How spending is counted is in `spending`.
 """
 
-from collections.abc import Sequence
 from typing import Any, Final
 
-from services.wallet import calendar_day
 from services.wallet.account import find, refuse_closed, same
 from services.wallet.commands import Moment, Outcome
-from services.wallet.counter import refuse_over
-from services.wallet.holdings import TOKEN, Account, Entry, Reservation, State
+from services.wallet.holdings import TOKEN, Account, Entry, State
 from services.wallet.journal_entry import apply, entry_on
-from services.wallet.sharing import Member, Role, Team, day_counter, month_counter
+from services.wallet.sharing import Member, Role, Team
 from services.wallet.sharing_commands import ChangeMember, OpenTeam, RemoveMember, SetMember
 from services.wallet.sharing_errors import LastOwner, MemberLimit, NotAMember, RoleTooLow, TeamNotFound
+from services.wallet.spending import refuse_over_limits
 
 MEMBERS_MAX: Final = 10_000
 """Members of one team."""
@@ -157,29 +153,7 @@ def refuse_for_team(state: State, payer: Account, member_id: str, amount: int, m
 def refuse_over_limit(state: State, team_id: str, member_id: str, day: int, amount: int, moment: Moment) -> None:
     """Refuses what would pass a member's limit of a day, or of its month. Who was removed keeps the last limits."""
     member = state.shared.members[team_id, member_id]
-    month = calendar_day.month_of(day)
-    # The month first: whom it stops, tomorrow does not help.
-    for limit, counter, begins, ends in (
-        (member.month_limit, month_counter(member_id), month, calendar_day.next_month(day)),
-        (member.day_limit, day_counter(member_id), day, day + 1),
-    ):
-        if limit is not None:
-            resets_at_us = calendar_day.start_us(ends, moment.zone)
-            refuse_over(state, team_id, counter, begins, amount, limit, resets_at_us)
-
-
-def counts(member_id: str, day: int, change: int) -> Sequence[Sequence[Any]]:
-    """The fact `counts` of an entry by which so much more (or less) of a day's reservations is held or taken."""
-    return [[day_counter(member_id), day, change], [month_counter(member_id), calendar_day.month_of(day), change]]
-
-
-def counted_facts(found: Reservation, balance_change: int, held_change: int) -> dict[str, Any]:
-    """What an entry on a team's reservation says of it: for whom, and how the count of the Reserve's day changes."""
-    facts: dict[str, Any] = {"peer": found.account_id}
-    # What is held and what was taken both count, and a refund is no reservation's giving back.
-    if change := held_change + max(-balance_change, 0):
-        facts["counts"] = counts(found.account_id, found.spend_day, change)
-    return facts
+    refuse_over_limits(state, team_id, member_id, member, day, amount, moment)
 
 
 def _outcome(state: State, team_id: str, member_id: str, *, replayed: bool) -> Outcome:

@@ -14,7 +14,7 @@ from services.wallet.commands import (
 from services.wallet.economy import Rules
 from services.wallet.holdings import Account, Earning, Lot, Reservation, RuleSetRecord, Streak
 from services.wallet.market import Offer, Take
-from services.wallet.sharing import Gift, Member, Team
+from services.wallet.sharing import Gift, Member, SpendingLimits, Team
 from services.wallet.store import Store
 
 SQL_FOLDER: Final = Path(__file__).parent / "sql"
@@ -35,7 +35,7 @@ def _flatten(outcome: Outcome) -> tuple[Any, ...]:
 
 def _restore(values: tuple[Any, ...]) -> Outcome:
     account, reservation, replayed, lots, revoked, earning, points, streak, rule_set, *shared = values
-    team, member, gift, offer, take = shared
+    team, member, gift, offer, take, limits = shared
     return Outcome(
         account and Account._make(account),
         reservation and Reservation._make(reservation),
@@ -51,6 +51,7 @@ def _restore(values: tuple[Any, ...]) -> Outcome:
         gift and Gift._make(gift),
         offer and Offer._make(offer),
         take and Take._make(take),
+        limits and SpendingLimits._make(limits),
     )
 
 

@@ -40,7 +40,7 @@ from services.wallet.holdings import (
 )
 from services.wallet.journal_entry import apply
 from services.wallet.market import ESCROW, Offer, Take
-from services.wallet.sharing import Gift, Member, Team, TeamChange
+from services.wallet.sharing import Gift, LimitChange, Member, SpendingLimits, Team, TeamChange
 from services.wallet.store_rows import entry_of
 from tests.acceptance.stacks import books, database_urls
 
@@ -50,7 +50,7 @@ Tables = dict[str, list[Row]]
 WALLET_TABLES: Final = (
     "accounts", "system_accounts", "reservations", "grants", "lots", "account_changes", "operations", "counters",
     "earnings", "streaks", "rule_sets", "teams", "members", "team_changes", "gifts", "offers",
-    "takes", "journal", "journal_head",
+    "takes", "spending_limits", "limit_changes", "journal", "journal_head",
 )  # fmt: skip
 BATCHER_TABLES: Final = (
     "jobs", "settlements", "attempts", "batches", "submissions", "images", "journal", "journal_head",
@@ -174,6 +174,10 @@ def _economy_problems(state: State, wallet: Tables) -> Iterator[str]:
     left = sum(each.left for each in offers.values())
     if left != (escrow := state.system.get((ESCROW, TOKEN), 0)):
         yield f"{ESCROW} has {escrow}, and open offers have {left} left"
+    limits = {row["account_id"]: SpendingLimits(**row) for row in wallet["spending_limits"]}
+    yield from _differences("spending limits", state.shared.limits, limits)
+    set_by = {(row["created_by"], row["change_id"]): LimitChange(**row) for row in wallet["limit_changes"]}
+    yield from _differences("change of limits", state.shared.limit_changes, set_by)
 
 
 def _differences(what: str, replayed: dict[Any, Any], stored: dict[Any, Any]) -> Iterator[str]:

@@ -294,7 +294,7 @@ STORY = [
     "GrantAchievement", "GetEarnings", "PutEarningRules", "ListEarningRules", "Give",
     "CreateOffer", "ListOffers", "TakeOffer", "GetOffer", "CancelOffer", "RevokeGrant", "CloseAccount",
     "ListDaySummaries", "OpenTeam", "SetMember", "GetTeam", "ListMembers", "GetSpending", "RemoveMember",
-    "VerifyLedger",
+    "SetSpendingLimits", "GetSpendingLimits", "VerifyLedger",
 ]  # fmt: skip
 ENDLESS = {"WatchBalance"}
 """Commands that run until their own time limit ends them."""

@@ -25,7 +25,9 @@ SPREAD_ACCOUNTS = [f"user-{number}" for number in range(10_000)]
 RESERVED = 75
 GRANTED = 500
 REPLICAS = {"sqlite": 1, "postgres": 3}
-OF_OTHERS = {"earn", "convert", "give", "receive", "offer", "buy", "sell", "unoffer", "team", "member", "unmember"}
+OF_OTHERS = {
+    "earn", "convert", "give", "receive", "offer", "buy", "sell", "unoffer", "team", "member", "unmember", "limit",
+}  # fmt: skip
 """What no command of WalletService asks for."""
 
 

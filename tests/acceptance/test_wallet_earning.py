@@ -15,7 +15,16 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from punchcard.wallet.v1 import earning_pb2, earning_pb2_grpc, wallet_pb2, wallet_pb2_grpc
+from punchcard.wallet.v1 import (
+    earning_pb2,
+    earning_pb2_grpc,
+    giving_pb2,
+    giving_pb2_grpc,
+    spending_pb2,
+    spending_pb2_grpc,
+    wallet_pb2,
+    wallet_pb2_grpc,
+)
 from punchcard_client import reason_of
 from tests.tokens import bearer
 from tests.wallet_processes import wallet_processes
@@ -25,7 +34,9 @@ SEED = 1
 RIVALS = 100
 ACCOUNTS = ("alice", "bob", "carol")
 REPLICAS = {"sqlite": 1, "postgres": 3}
-METADATA = bearer("boss", f"{EVERY_SCOPE} wallet.earn wallet.admin", audience="punchcard.wallet")
+METADATA = bearer(
+    "boss", f"{EVERY_SCOPE} wallet.earn wallet.give wallet.limit wallet.admin", audience="punchcard.wallet"
+)
 TIMEOUT_SECONDS = 60.0
 WELCOME, DAILY, PER_DAY, POINTS, TOKENS_PER_DAY, FIRST_JOB, TESTER = 10, 2, 7, 50, 3, 4, 5
 RULES = {
@@ -44,7 +55,7 @@ RULES = {
 class Crowd:
     """Rivals that each call another replica than the one before."""
 
-    def __init__(self, stubs: list[tuple[Any, Any]]) -> None:
+    def __init__(self, stubs: list[tuple[Any, ...]]) -> None:
         self._stubs = stubs
         self._calls = 0
         self._dice = random.Random(SEED)
@@ -52,8 +63,7 @@ class Crowd:
     async def call(self, method: str, request: Any) -> Any:
         """The answer of a method of either service, or its reason for a refusal."""
         self._calls += 1
-        wallet, earning = self._stubs[self._calls % len(self._stubs)]
-        stub = earning if hasattr(earning, method) else wallet
+        stub = next(each for each in self._stubs[self._calls % len(self._stubs)] if hasattr(each, method))
         try:
             return await getattr(stub, method)(request, metadata=METADATA, timeout=TIMEOUT_SECONDS)
         except grpc.aio.AioRpcError as error:
@@ -98,10 +108,17 @@ async def crowd(database_url: str, tmp_path: Path) -> AsyncIterator[Crowd]:
     replicas = REPLICAS[database_url.partition(":")[0]]
     with wallet_processes(database_url, tmp_path, replicas, settings) as processes:
         async with AsyncExitStack() as stack:
-            stubs: list[tuple[Any, Any]] = []
+            stubs: list[tuple[Any, ...]] = []
             for process in processes:
                 channel = await stack.enter_async_context(grpc.aio.insecure_channel(process.address))
-                stubs.append((wallet_pb2_grpc.WalletServiceStub(channel), earning_pb2_grpc.EarningServiceStub(channel)))
+                stubs.append(
+                    (
+                        wallet_pb2_grpc.WalletServiceStub(channel),
+                        earning_pb2_grpc.EarningServiceStub(channel),
+                        giving_pb2_grpc.GivingServiceStub(channel),
+                        spending_pb2_grpc.SpendingServiceStub(channel),
+                    )
+                )
             crowd = Crowd(stubs)
             for account_id in ACCOUNTS:
                 await crowd.call("OpenAccount", wallet_pb2.OpenAccountRequest(account_id=account_id))
@@ -177,4 +194,47 @@ async def test_of_many_first_jobs_at_once_one_is_the_first(crowd: Crowd) -> None
     assert await crowd.race(hold, jobs) == each(paid=jobs)
     assert await crowd.race(commit, jobs) == each(paid=jobs)
     assert await crowd.tokens() == {FIRST_JOB}
+    assert await crowd.intact()
+
+
+async def test_a_spending_limit_is_kept_whoever_asks_and_wherever(crowd: Crowd) -> None:
+    """Of a hundred holds at once through all replicas as many are granted as the limit of the day allows."""
+    limit = WELCOME - 3
+
+    async def cap(account_id: str, _: int) -> Any:
+        request = spending_pb2.SetSpendingLimitsRequest(
+            account_id=account_id, change_id=f"{account_id}-cap", day_limit=limit
+        )
+        return await crowd.call("SetSpendingLimits", request)
+
+    assert await crowd.race(cap, 10) == each(paid=1, replayed=9)
+
+    async def hold(account_id: str, number: int) -> Any:
+        request = wallet_pb2.ReserveRequest(
+            account_id=account_id,
+            reservation_id=f"{account_id}-{number}",
+            amount=1,
+            hold_duration=Duration(seconds=600),
+        )
+        return await crowd.call("Reserve", request)
+
+    assert await crowd.race(hold) == each(paid=limit, LIMIT_REACHED=RIVALS - limit)
+    assert await crowd.intact()
+
+
+async def test_one_gift_that_is_sent_a_hundred_times_is_given_once(crowd: Crowd) -> None:
+    """In a ring: each account gives to the next, so that all have in the end what they had."""
+    for account_id in ACCOUNTS:
+        grant = wallet_pb2.GrantRequest(account_id=account_id, grant_id=account_id, amount=5)
+        await crowd.call("Grant", grant)
+
+    async def give(account_id: str, _: int) -> Any:
+        receiver = ACCOUNTS[(ACCOUNTS.index(account_id) + 1) % len(ACCOUNTS)]
+        request = giving_pb2.GiveRequest(
+            account_id=account_id, receiver_account_id=receiver, gift_id=f"{account_id}-gift", amount=5
+        )
+        return await crowd.call("Give", request)
+
+    assert await crowd.race(give) == each(paid=1, replayed=RIVALS - 1)
+    assert await crowd.tokens() == {WELCOME + 5}
     assert await crowd.intact()

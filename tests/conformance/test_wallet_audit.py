@@ -113,7 +113,7 @@ async def test_a_forgery_is_named(
 
 
 FORGED_ACCOUNT = """
-    INSERT INTO accounts SELECT 'forged', asset, 0, 0, NULL, create_time_us, 1, 1, 0, 0, 0 FROM accounts
+    INSERT INTO accounts SELECT 'forged', asset, 0, 0, NULL, create_time_us, 1, 1, 0, 0, 0, 0 FROM accounts
     WHERE account_id = 'dora'
 """
 FORGED_GRANT = """

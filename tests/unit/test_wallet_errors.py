@@ -1,8 +1,16 @@
 """The wallet's tables are complete: no method without a scope, no reason without a row, no row without a reason."""
 
-from punchcard.wallet.v1 import earning_pb2, error_reason_pb2, giving_pb2, market_pb2, teams_pb2, wallet_pb2
+from punchcard.wallet.v1 import (
+    earning_pb2,
+    error_reason_pb2,
+    giving_pb2,
+    market_pb2,
+    spending_pb2,
+    teams_pb2,
+    wallet_pb2,
+)
 from services.chassis.server import RECEIVE_BYTES_MAX
-from services.wallet import errors, grpc_earning, grpc_giving, grpc_market, grpc_teams
+from services.wallet import errors, grpc_earning, grpc_giving, grpc_market, grpc_spending, grpc_teams
 from services.wallet.grpc_api import ERRORS, ITEMS_MAX, SCOPES
 from services.wallet.grpc_messages import REFERENCE_CHARS_MAX, refusal_message
 
@@ -15,6 +23,7 @@ def test_every_method_asks_for_a_scope_and_every_scope_is_of_a_method() -> None:
         (teams_pb2, "TeamService", grpc_teams.SCOPES),
         (giving_pb2, "GivingService", grpc_giving.SCOPES),
         (market_pb2, "MarketService", grpc_market.SCOPES),
+        (spending_pb2, "SpendingService", grpc_spending.SCOPES),
     ):
         service = file.DESCRIPTOR.services_by_name[name]
         assert set(scopes) == {f"/{service.full_name}/{method.name}" for method in service.methods}

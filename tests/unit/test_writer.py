@@ -27,7 +27,7 @@ from services.wallet.errors import InsufficientFunds
 from services.wallet.holdings import State
 from services.wallet.market_commands import CancelOffer, CreateOffer, TakeOffer
 from services.wallet.sharing import Role
-from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetMember
+from services.wallet.sharing_commands import Give, OpenTeam, RemoveMember, SetLimits, SetMember
 from services.wallet.writer import CODEC, COMMANDS
 
 NOW = Moment(1_000_000, Rules(earning=EarningRules()))
@@ -60,6 +60,7 @@ EVERY: list[Command] = [
     Award("boss", "bob", "profile_complete"),
     TakeOffer("boss", "bob", "take", "alice", "offer", 2),
     CancelOffer("boss", "alice", "offer"),
+    SetLimits("boss", "alice", "l1", 5, None, "rent", False, 7, ((739_000, 3),)),
 ]
 
 

@@ -129,6 +129,15 @@ ORDER BY o.price_points, o.number LIMIT :limit::bigint;
 -- All offers of an account, newest first.
 SELECT * FROM offers WHERE account_id = :account_id AND number < :before_number ORDER BY number DESC LIMIT :limit::bigint;
 
+-- name: load_spending_limits(keys)
+-- Their accounts are locked, and they with them.
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN spending_limits t ON t.account_id = k.value ->> 0;
+
+-- name: load_limit_changes(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value)
+JOIN limit_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
+
 -- name: get_team(team_id)
 SELECT * FROM teams WHERE team_id = :team_id;
 
@@ -144,6 +153,16 @@ ORDER BY member_id LIMIT :limit::bigint;
 SELECT account_id AS member_id, spend_day, sum(reserved - released)::bigint AS due FROM reservations
 WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us <= :now_us AND spend_day > 0
 GROUP BY account_id, spend_day;
+
+-- name: get_spending_limits(account_id)
+SELECT * FROM spending_limits WHERE account_id = :account_id;
+
+-- name: get_due_own_spending(account_id, now_us, day_us, month_us)
+-- As list_due_spending, of all that an account pays for: of the holds made since the day began, and since the month did.
+SELECT coalesce(sum(CASE WHEN create_time_us >= :day_us THEN reserved - released END), 0)::bigint AS day,
+    coalesce(sum(reserved - released), 0)::bigint AS month
+FROM reservations
+WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us <= :now_us AND create_time_us >= :month_us;
 
 -- name: load_issued()
 -- What was ever granted; it stands still while the head of the journal is locked.
@@ -197,22 +216,23 @@ FROM walk JOIN journal j ON j.revision = walk.revision WHERE walk.time_us <= :ti
 -- name: list_due_accounts(now_us, limit)
 SELECT account_id FROM accounts WHERE due_time_us <= :now_us ORDER BY due_time_us LIMIT :limit::bigint;
 
--- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked, team)!
+-- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked, team, spend_since)!
 -- No upsert: when two replicas open one account, the second must fail here and run its group again.
 INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked,
-    team)
+    team, spend_since)
 SELECT * FROM unnest(
     :account_id::text[], :asset::text[], :balance::bigint[], :held::bigint[], :due_time_us::bigint[],
-    :create_time_us::bigint[], :revision::bigint[], :state::bigint[], :lots::bigint[], :worked::bigint[], :team::bigint[]
+    :create_time_us::bigint[], :revision::bigint[], :state::bigint[], :lots::bigint[], :worked::bigint[], :team::bigint[],
+    :spend_since::bigint[]
 );
 
--- name: update_account(account_id, asset, balance, held, due_time_us, revision, state, lots, worked, team)!
+-- name: update_account(account_id, asset, balance, held, due_time_us, revision, state, lots, worked, team, spend_since)!
 UPDATE accounts AS t SET balance = n.balance, held = n.held, due_time_us = n.due_time_us, revision = n.revision,
-    state = n.state, lots = n.lots, worked = n.worked, team = n.team
+    state = n.state, lots = n.lots, worked = n.worked, team = n.team, spend_since = n.spend_since
 FROM unnest(
     :account_id::text[], :asset::text[], :balance::bigint[], :held::bigint[], :due_time_us::bigint[],
-    :revision::bigint[], :state::bigint[], :lots::bigint[], :worked::bigint[], :team::bigint[]
-) AS n(account_id, asset, balance, held, due_time_us, revision, state, lots, worked, team)
+    :revision::bigint[], :state::bigint[], :lots::bigint[], :worked::bigint[], :team::bigint[], :spend_since::bigint[]
+) AS n(account_id, asset, balance, held, due_time_us, revision, state, lots, worked, team, spend_since)
 WHERE t.account_id = n.account_id AND t.asset = n.asset;
 
 -- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision, pins, spend_day)!
@@ -395,6 +415,26 @@ SELECT * FROM unnest(
     :tokens::bigint[], :points::bigint[], :revision::bigint[]
 );
 
+-- name: insert_spending_limit(account_id, day_limit, month_limit, revision)!
+INSERT INTO spending_limits (account_id, day_limit, month_limit, revision)
+SELECT * FROM unnest(
+    :account_id::text[], :day_limit::bigint[], :month_limit::bigint[], :revision::bigint[]
+);
+
+-- name: update_spending_limit(account_id, day_limit, month_limit, revision)!
+UPDATE spending_limits AS t SET day_limit = n.day_limit, month_limit = n.month_limit, revision = n.revision
+FROM unnest(
+    :account_id::text[], :day_limit::bigint[], :month_limit::bigint[], :revision::bigint[]
+) AS n(account_id, day_limit, month_limit, revision)
+WHERE t.account_id = n.account_id;
+
+-- name: insert_limit_change(created_by, change_id, account_id, day_limit, month_limit, reference, revision)!
+INSERT INTO limit_changes (created_by, change_id, account_id, day_limit, month_limit, reference, revision)
+SELECT * FROM unnest(
+    :created_by::text[], :change_id::text[], :account_id::text[], :day_limit::bigint[], :month_limit::bigint[],
+    :reference::text[], :revision::bigint[]
+);
+
 -- name: move_system_account(account_id, asset, change)!
 INSERT INTO system_accounts (account_id, asset, balance)
 SELECT * FROM unnest(:account_id::text[], :asset::text[], :change::bigint[])
@@ -462,6 +502,29 @@ WITH RECURSIVE walk AS (
 SELECT kind, rule, coalesce(sum(CASE WHEN change > 0 THEN change END), 0)::bigint AS amount_in,
     coalesce(-sum(CASE WHEN change < 0 THEN change END), 0)::bigint AS amount_out, count(*) AS rows, min(previous) AS next_revision
 FROM moves GROUP BY kind, rule ORDER BY kind, rule;
+
+-- name: sum_spending(revision, after, since_us, days, scan)
+-- What the rows of an account spent, by the day (number, begin, end) on which their reservation was made, on a walk back from one
+-- of them, and the row before the last one looked at. Day 0 is for all other rows.
+WITH RECURSIVE walk AS (
+    SELECT revision, previous, time_us, 1::bigint AS step FROM journal
+    WHERE revision = :revision AND revision > :after::bigint AND time_us >= :since_us::bigint
+    UNION ALL
+    SELECT j.revision, j.previous, j.time_us, walk.step + 1 FROM walk JOIN journal j ON j.revision = walk.previous
+    WHERE walk.step < :scan::bigint AND j.revision > :after::bigint AND j.time_us >= :since_us::bigint
+), days AS MATERIALIZED (
+    SELECT (value ->> 0)::bigint AS day, (value ->> 1)::bigint AS begins_us, (value ->> 2)::bigint AS ends_us
+    FROM jsonb_array_elements(:days::jsonb) AS k(value)
+), moves AS (
+    SELECT walk.previous, r.create_time_us, coalesce((j.body::jsonb ->> 'held_change')::bigint, 0)
+        + greatest(-coalesce((j.body::jsonb ->> 'balance_change')::bigint, 0), 0) AS change
+    FROM walk JOIN journal j ON j.revision = walk.revision
+    LEFT JOIN reservations r ON r.created_by = j.body::jsonb ->> 'created_by'
+        AND r.reservation_id = j.body::jsonb ->> 'reservation_id'
+)
+SELECT coalesce(d.day, 0) AS day, sum(m.change)::bigint AS amount, min(m.previous) AS next_revision
+FROM moves m LEFT JOIN days d ON m.create_time_us >= d.begins_us AND m.create_time_us < d.ends_us
+GROUP BY 1 ORDER BY 1;
 
 -- What an audit asks. A page is walked by key, and takes no lock.
 
@@ -608,6 +671,24 @@ SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN takes t ON t
 
 -- name: count_takes()
 SELECT count(*) AS count FROM takes;
+
+-- name: page_spending_limits(after_a, limit)
+SELECT * FROM spending_limits WHERE account_id > :after_a ORDER BY account_id LIMIT :limit::bigint;
+
+-- name: find_spending_limits(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN spending_limits t ON t.account_id = k.value ->> 0;
+
+-- name: count_spending_limits()
+SELECT count(*) AS count FROM spending_limits;
+
+-- name: page_limit_changes(after_a, after_b, limit)
+SELECT * FROM limit_changes WHERE (created_by, change_id) > (:after_a, :after_b) ORDER BY created_by, change_id LIMIT :limit::bigint;
+
+-- name: find_limit_changes(keys)
+SELECT t.* FROM jsonb_array_elements(:keys::jsonb) AS k(value) JOIN limit_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
+
+-- name: count_limit_changes()
+SELECT count(*) AS count FROM limit_changes;
 
 -- name: list_system_accounts()
 SELECT account_id, asset, balance FROM system_accounts;

@@ -126,6 +126,15 @@ ORDER BY o.price_points, o.number LIMIT :limit;
 -- All offers of an account, newest first.
 SELECT * FROM offers WHERE account_id = :account_id AND number < :before_number ORDER BY number DESC LIMIT :limit;
 
+-- name: load_spending_limits(keys)
+-- Their accounts are locked, and they with them.
+SELECT t.* FROM json_each(:keys) k
+CROSS JOIN spending_limits t ON t.account_id = k.value ->> 0;
+
+-- name: load_limit_changes(keys)
+SELECT t.* FROM json_each(:keys) k
+CROSS JOIN limit_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
+
 -- name: get_team(team_id)
 SELECT * FROM teams WHERE team_id = :team_id;
 
@@ -141,6 +150,16 @@ ORDER BY member_id LIMIT :limit;
 SELECT account_id AS member_id, spend_day, sum(reserved - released) AS due FROM reservations
 WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us <= :now_us AND spend_day > 0
 GROUP BY account_id, spend_day;
+
+-- name: get_spending_limits(account_id)
+SELECT * FROM spending_limits WHERE account_id = :account_id;
+
+-- name: get_due_own_spending(account_id, now_us, day_us, month_us)
+-- As list_due_spending, of all that an account pays for: of the holds made since the day began, and since the month did.
+SELECT coalesce(sum(CASE WHEN create_time_us >= :day_us THEN reserved - released END), 0) AS day,
+    coalesce(sum(reserved - released), 0) AS month
+FROM reservations
+WHERE state = 1 AND payer_account_id = :account_id AND expire_time_us <= :now_us AND create_time_us >= :month_us;
 
 -- name: load_issued()
 -- What was ever granted; it stands still while the head of the journal is locked.
@@ -194,15 +213,16 @@ FROM walk JOIN journal j ON j.revision = walk.revision WHERE walk.time_us <= :ti
 -- name: list_due_accounts(now_us, limit)
 SELECT account_id FROM accounts WHERE due_time_us <= :now_us ORDER BY due_time_us LIMIT :limit;
 
--- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked, team)!
+-- name: insert_account(account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked, team, spend_since)!
 -- No upsert: when two replicas open one account, the second must fail here and run its group again.
 INSERT INTO accounts (account_id, asset, balance, held, due_time_us, create_time_us, revision, state, lots, worked,
-    team)
-VALUES (:account_id, :asset, :balance, :held, :due_time_us, :create_time_us, :revision, :state, :lots, :worked, :team);
+    team, spend_since)
+VALUES (:account_id, :asset, :balance, :held, :due_time_us, :create_time_us, :revision, :state, :lots, :worked, :team,
+    :spend_since);
 
--- name: update_account(account_id, asset, balance, held, due_time_us, revision, state, lots, worked, team)!
+-- name: update_account(account_id, asset, balance, held, due_time_us, revision, state, lots, worked, team, spend_since)!
 UPDATE accounts SET balance = :balance, held = :held, due_time_us = :due_time_us, revision = :revision,
-    state = :state, lots = :lots, worked = :worked, team = :team
+    state = :state, lots = :lots, worked = :worked, team = :team, spend_since = :spend_since
 WHERE account_id = :account_id AND asset = :asset;
 
 -- name: insert_reservation(created_by, reservation_id, account_id, payer_account_id, state, reserved, committed, released, expired, refunded, hold_us, expire_time_us, create_time_us, price_version, reference, commit_amount, commit_late, revision, pins, spend_day)!
@@ -310,6 +330,18 @@ WHERE account_id = :account_id AND offer_id = :offer_id;
 INSERT INTO takes (created_by, take_id, account_id, seller_id, offer_id, tokens, points, revision)
 VALUES (:created_by, :take_id, :account_id, :seller_id, :offer_id, :tokens, :points, :revision);
 
+-- name: insert_spending_limit(account_id, day_limit, month_limit, revision)!
+INSERT INTO spending_limits (account_id, day_limit, month_limit, revision)
+VALUES (:account_id, :day_limit, :month_limit, :revision);
+
+-- name: update_spending_limit(account_id, day_limit, month_limit, revision)!
+UPDATE spending_limits SET day_limit = :day_limit, month_limit = :month_limit, revision = :revision
+WHERE account_id = :account_id;
+
+-- name: insert_limit_change(created_by, change_id, account_id, day_limit, month_limit, reference, revision)!
+INSERT INTO limit_changes (created_by, change_id, account_id, day_limit, month_limit, reference, revision)
+VALUES (:created_by, :change_id, :account_id, :day_limit, :month_limit, :reference, :revision);
+
 -- name: move_system_account(account_id, asset, change)!
 INSERT INTO system_accounts (account_id, asset, balance) VALUES (:account_id, :asset, :change)
 ON CONFLICT (account_id, asset) DO UPDATE SET balance = system_accounts.balance + excluded.balance;
@@ -376,6 +408,28 @@ WITH RECURSIVE walk AS (
 SELECT kind, rule, coalesce(sum(CASE WHEN change > 0 THEN change END), 0) AS amount_in,
     coalesce(-sum(CASE WHEN change < 0 THEN change END), 0) AS amount_out, count(*) AS rows, min(previous) AS next_revision
 FROM moves GROUP BY kind, rule ORDER BY kind, rule;
+
+-- name: sum_spending(revision, after, since_us, days, scan)
+-- What the rows of an account spent, by the day (number, begin, end) on which their reservation was made, on a walk back from one
+-- of them, and the row before the last one looked at. Day 0 is for all other rows.
+WITH RECURSIVE walk AS (
+    SELECT revision, previous, time_us, 1 AS step FROM journal
+    WHERE revision = :revision AND revision > :after AND time_us >= :since_us
+    UNION ALL
+    SELECT j.revision, j.previous, j.time_us, walk.step + 1 FROM walk JOIN journal j ON j.revision = walk.previous
+    WHERE walk.step < :scan AND j.revision > :after AND j.time_us >= :since_us
+), days AS MATERIALIZED (
+    SELECT value ->> 0 AS day, value ->> 1 AS begins_us, value ->> 2 AS ends_us FROM json_each(:days)
+), moves AS (
+    SELECT walk.previous, r.create_time_us,
+        coalesce(j.body ->> '$.held_change', 0) + max(-coalesce(j.body ->> '$.balance_change', 0), 0) AS change
+    FROM walk CROSS JOIN journal j ON j.revision = walk.revision
+    LEFT JOIN reservations r ON r.created_by = j.body ->> '$.created_by'
+        AND r.reservation_id = j.body ->> '$.reservation_id'
+)
+SELECT coalesce(d.day, 0) AS day, sum(m.change) AS amount, min(m.previous) AS next_revision
+FROM moves m LEFT JOIN days d ON m.create_time_us >= d.begins_us AND m.create_time_us < d.ends_us
+GROUP BY 1 ORDER BY 1;
 
 -- What an audit asks. A page is walked by key, and takes no lock.
 
@@ -522,6 +576,24 @@ SELECT t.* FROM json_each(:keys) k CROSS JOIN takes t ON t.created_by = k.value 
 
 -- name: count_takes()
 SELECT count(*) AS count FROM takes;
+
+-- name: page_spending_limits(after_a, limit)
+SELECT * FROM spending_limits WHERE account_id > :after_a ORDER BY account_id LIMIT :limit;
+
+-- name: find_spending_limits(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN spending_limits t ON t.account_id = k.value ->> 0;
+
+-- name: count_spending_limits()
+SELECT count(*) AS count FROM spending_limits;
+
+-- name: page_limit_changes(after_a, after_b, limit)
+SELECT * FROM limit_changes WHERE (created_by, change_id) > (:after_a, :after_b) ORDER BY created_by, change_id LIMIT :limit;
+
+-- name: find_limit_changes(keys)
+SELECT t.* FROM json_each(:keys) k CROSS JOIN limit_changes t ON t.created_by = k.value ->> 0 AND t.change_id = k.value ->> 1;
+
+-- name: count_limit_changes()
+SELECT count(*) AS count FROM limit_changes;
 
 -- name: list_system_accounts()
 SELECT account_id, asset, balance FROM system_accounts;

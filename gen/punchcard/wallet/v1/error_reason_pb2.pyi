@@ -93,6 +93,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED. The member who asks may not make this change of the team.
     Metadata: {"team_id": "team-1", "account_id": "bob", "role": "MANAGER"}
     """
+    ERROR_REASON_LIMIT_RAISE_NOT_ALLOWED: _ErrorReason.ValueType  # 60
+    """PERMISSION_DENIED. A spending limit would be raised, or removed, by somebody without the scope wallet.admin.
+    Metadata: {"account_id": "alice", "field": "day_limit", "requested": "20", "current": "10"}; requested is (absent) where
+    the limit would be removed.
+    """
     ERROR_REASON_ACCOUNT_CLOSED: _ErrorReason.ValueType  # 24
     """FAILED_PRECONDITION. The account was closed, which is for ever. Metadata: {"account_id": "alice"}"""
     ERROR_REASON_ACCOUNT_FROZEN: _ErrorReason.ValueType  # 25
@@ -134,8 +139,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: {"account_id": "alice", "resets_at": "2026-11-26T00:00:00Z"}
     """
     ERROR_REASON_LIMIT_REACHED: _ErrorReason.ValueType  # 33
-    """FAILED_PRECONDITION. So much may not be done before `resets_at`; `limited` says of what: `convert`, `activity:<name>`,
-    `gift`, `offer`, or, on a team's account, `spend:<member>` in a day and `spend_month:<member>` in a month.
+    """FAILED_PRECONDITION. So much may not be done before `resets_at`; `limited` says of what: `convert`, `gift`, `offer`,
+    `activity:<name>`, `spend` in a day and `spend_month` in a month, or, on a team's account, `spend:<member>` and
+    `spend_month:<member>`. Of a late Commit `resets_at` is the end of the day or month of its Reserve, which may be over.
     Metadata: {"account_id": "alice", "limited": "convert", "requested": "3", "used": "4", "limit": "5", "resets_at": "2026-11-26T00:00:00Z"}
     """
     ERROR_REASON_RULES_LIMIT: _ErrorReason.ValueType  # 35
@@ -256,6 +262,11 @@ ERROR_REASON_ROLE_TOO_LOW: ErrorReason.ValueType  # 41
 """PERMISSION_DENIED. The member who asks may not make this change of the team.
 Metadata: {"team_id": "team-1", "account_id": "bob", "role": "MANAGER"}
 """
+ERROR_REASON_LIMIT_RAISE_NOT_ALLOWED: ErrorReason.ValueType  # 60
+"""PERMISSION_DENIED. A spending limit would be raised, or removed, by somebody without the scope wallet.admin.
+Metadata: {"account_id": "alice", "field": "day_limit", "requested": "20", "current": "10"}; requested is (absent) where
+the limit would be removed.
+"""
 ERROR_REASON_ACCOUNT_CLOSED: ErrorReason.ValueType  # 24
 """FAILED_PRECONDITION. The account was closed, which is for ever. Metadata: {"account_id": "alice"}"""
 ERROR_REASON_ACCOUNT_FROZEN: ErrorReason.ValueType  # 25
@@ -297,8 +308,9 @@ ERROR_REASON_DAILY_BONUS_CLAIMED: ErrorReason.ValueType  # 32
 Metadata: {"account_id": "alice", "resets_at": "2026-11-26T00:00:00Z"}
 """
 ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 33
-"""FAILED_PRECONDITION. So much may not be done before `resets_at`; `limited` says of what: `convert`, `activity:<name>`,
-`gift`, `offer`, or, on a team's account, `spend:<member>` in a day and `spend_month:<member>` in a month.
+"""FAILED_PRECONDITION. So much may not be done before `resets_at`; `limited` says of what: `convert`, `gift`, `offer`,
+`activity:<name>`, `spend` in a day and `spend_month` in a month, or, on a team's account, `spend:<member>` and
+`spend_month:<member>`. Of a late Commit `resets_at` is the end of the day or month of its Reserve, which may be over.
 Metadata: {"account_id": "alice", "limited": "convert", "requested": "3", "used": "4", "limit": "5", "resets_at": "2026-11-26T00:00:00Z"}
 """
 ERROR_REASON_RULES_LIMIT: ErrorReason.ValueType  # 35

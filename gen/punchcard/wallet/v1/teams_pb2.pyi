@@ -139,7 +139,7 @@ Global___TeamMember: _TypeAlias = TeamMember  # noqa: Y015
 
 @_typing.final
 class Spending(_message.Message):
-    """What a member has spent in a calendar day or month: what it holds, and what was taken."""
+    """What was spent in a calendar day or month: what is held, and what was taken."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -150,7 +150,7 @@ class Spending(_message.Message):
     used: _builtins.int
     """How many tokens, in smallest units."""
     limit: _builtins.int
-    """How many it may spend; absent for as many as there are."""
+    """How many may be spent; absent for as many as there are."""
     remaining: _builtins.int
     """What is left of the limit; absent without one."""
     @_builtins.property

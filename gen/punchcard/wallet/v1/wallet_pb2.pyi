@@ -140,6 +140,8 @@ class _TransactionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """Points came in for tokens that were sold."""
     TRANSACTION_KIND_UNOFFER: _TransactionKind.ValueType  # 28
     """What nobody had bought of an offer came back."""
+    TRANSACTION_KIND_LIMIT: _TransactionKind.ValueType  # 30
+    """The account's spending limits were set anew."""
 
 class TransactionKind(_TransactionKind, metaclass=_TransactionKindEnumTypeWrapper):
     """What a row of the journal records."""
@@ -196,6 +198,8 @@ TRANSACTION_KIND_SELL: TransactionKind.ValueType  # 27
 """Points came in for tokens that were sold."""
 TRANSACTION_KIND_UNOFFER: TransactionKind.ValueType  # 28
 """What nobody had bought of an offer came back."""
+TRANSACTION_KIND_LIMIT: TransactionKind.ValueType  # 30
+"""The account's spending limits were set anew."""
 Global___TransactionKind: _TypeAlias = TransactionKind  # noqa: Y015
 
 class _FaultKind:

@@ -74,7 +74,7 @@ class WalletServiceStub:
 
     Scope: wallet.reserve. A caller with the scope account.open opens the account implicitly when the call succeeds.
     Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), ACCOUNT_CLOSED, ACCOUNT_FROZEN,
-    INSUFFICIENT_FUNDS; and when a team pays: NOT_A_MEMBER, LIMIT_REACHED.
+    LIMIT_REACHED (of whoever pays, or of a team's member), INSUFFICIENT_FUNDS; and when a team pays: NOT_A_MEMBER.
     Retry: safe, (caller, reservation_id) is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "reservation_id": "job-1", "amount": 5, "hold_duration": "600s"}' localhost:50051 punchcard.wallet.v1.WalletService/Reserve
@@ -92,7 +92,7 @@ class WalletServiceStub:
 
     Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH (committed before with another request),
     RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION; and of a late one, which takes
-    what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, LIMIT_REACHED (of a team's member), INSUFFICIENT_FUNDS.
+    what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, LIMIT_REACHED, INSUFFICIENT_FUNDS.
     Retry: safe, the reservation is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "amount": 3}' localhost:50051 punchcard.wallet.v1.WalletService/Commit
@@ -275,7 +275,7 @@ class WalletServiceAsyncStub(WalletServiceStub):
 
     Scope: wallet.reserve. A caller with the scope account.open opens the account implicitly when the call succeeds.
     Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), ACCOUNT_CLOSED, ACCOUNT_FROZEN,
-    INSUFFICIENT_FUNDS; and when a team pays: NOT_A_MEMBER, LIMIT_REACHED.
+    LIMIT_REACHED (of whoever pays, or of a team's member), INSUFFICIENT_FUNDS; and when a team pays: NOT_A_MEMBER.
     Retry: safe, (caller, reservation_id) is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "reservation_id": "job-1", "amount": 5, "hold_duration": "600s"}' localhost:50051 punchcard.wallet.v1.WalletService/Reserve
@@ -293,7 +293,7 @@ class WalletServiceAsyncStub(WalletServiceStub):
 
     Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH (committed before with another request),
     RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION; and of a late one, which takes
-    what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, LIMIT_REACHED (of a team's member), INSUFFICIENT_FUNDS.
+    what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, LIMIT_REACHED, INSUFFICIENT_FUNDS.
     Retry: safe, the reservation is the key.
 
       grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "amount": 3}' localhost:50051 punchcard.wallet.v1.WalletService/Commit
@@ -497,7 +497,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Scope: wallet.reserve. A caller with the scope account.open opens the account implicitly when the call succeeds.
         Errors: ACCOUNT_NOT_FOUND, IDEMPOTENCY_MISMATCH, RESERVATION_RELEASED (a tombstone), ACCOUNT_CLOSED, ACCOUNT_FROZEN,
-        INSUFFICIENT_FUNDS; and when a team pays: NOT_A_MEMBER, LIMIT_REACHED.
+        LIMIT_REACHED (of whoever pays, or of a team's member), INSUFFICIENT_FUNDS; and when a team pays: NOT_A_MEMBER.
         Retry: safe, (caller, reservation_id) is the key.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "reservation_id": "job-1", "amount": 5, "hold_duration": "600s"}' localhost:50051 punchcard.wallet.v1.WalletService/Reserve
@@ -527,7 +527,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Scope: wallet.settle. Errors: RESERVATION_NOT_FOUND, IDEMPOTENCY_MISMATCH (committed before with another request),
         RESERVATION_RELEASED, RESERVATION_EXPIRED (unless allow_late), COMMIT_EXCEEDS_RESERVATION; and of a late one, which takes
-        what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, LIMIT_REACHED (of a team's member), INSUFFICIENT_FUNDS.
+        what is available: ACCOUNT_CLOSED, ACCOUNT_FROZEN, LIMIT_REACHED, INSUFFICIENT_FUNDS.
         Retry: safe, the reservation is the key.
 
           grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"reservation_id": "job-1", "amount": 3}' localhost:50051 punchcard.wallet.v1.WalletService/Commit
