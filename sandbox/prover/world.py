@@ -16,12 +16,13 @@ from services.wallet.commands import (
     Grant,
     Moment,
     OpenAccount,
+    PutRules,
     RecordActivity,
     Refund,
     Release,
     Reserve,
 )
-from services.wallet.economy import Rules
+from services.wallet.economy import EarningRules, Rules, write_rules
 from services.wallet.errors import Refusal
 from services.wallet.holdings import Account, Entry, Reservation, State
 from services.wallet.market import Offer
@@ -139,6 +140,11 @@ def _member(move: Move) -> Command:
     return SetMember(move.who, move.of, move.key, move.who, move.what, move.role, *move.limits)
 
 
+def _put_rules(move: Move) -> Command:
+    rules = move.rules or EarningRules()
+    return PutRules(move.who, move.key, None, move.amount, move.what, write_rules(rules))
+
+
 def _offer(move: Move) -> Command:
     lifetime_us = move.hours * HOUR_US or None
     return CreateOffer(move.who, move.who, move.key, move.amount, move.price, lifetime_us, "")
@@ -157,6 +163,7 @@ _COMMANDS: Final[Mapping[str, Callable[[Move], Command]]] = {
     "team": lambda move: OpenTeam(move.who, move.of, move.who),
     "member": _member,
     "unmember": lambda move: RemoveMember(move.who, move.of, move.key, move.who, move.what),
+    "put_rules": _put_rules,
     "offer": _offer,
     "take": lambda move: TakeOffer(move.who, move.who, move.key, move.of, move.what, move.amount),
     "cancel": lambda move: CancelOffer(move.who, move.who, move.what),

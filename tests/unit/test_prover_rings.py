@@ -32,9 +32,9 @@ def test_no_ring_brings_more_to_one_account_than_is_declared(users, days, zone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 6))
-def test_no_ring_of_thousands_does_in_a_season(seed):
-    came = run(RULES, 3_000, 95, seed)
+@pytest.mark.parametrize("seed", [2, 3])
+def test_no_ring_of_thousands_does_in_two_months(seed):
+    came = run(RULES, 3_000, 61, seed)
 
     assert came.finding is None, told(came.finding)
 
