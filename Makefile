@@ -11,6 +11,9 @@ PROTOS := $(sort $(wildcard proto/punchcard/*/v1/*.proto))
 # The protoc plugins of mypy-protobuf are looked up on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# Files of tests run beside each other, in the order of their names: the long ones come first, the short ones fill the end.
+BESIDE := -n auto --dist loadfile --no-loadscope-reorder
+
 # What `make demo` shows to the model (a list of files), and further words for soak, demo, up, down, token, prove and bench.
 IMAGES ?=
 ARGS ?=
@@ -58,10 +61,10 @@ format: setup ## Format the code and mend what ruff can mend
 	ruff format .
 
 test: setup ## Run all tests but the slow ones
-	pytest -m "not slow"
+	pytest -m "not slow" $(BESIDE)
 
 test-all: setup ## Run all tests
-	pytest
+	pytest $(BESIDE)
 
 soak: setup ## Run the wallet against its model for long (ARGS=100: as many times as long as in `make test`)
 	PUNCHCARD_SOAK=$(or $(ARGS),20) pytest tests/conformance/test_wallet_machine.py

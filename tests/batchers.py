@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import itertools
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,8 +25,9 @@ from sandbox.openai_twin.batch_worker import Pace
 from sandbox.openai_twin.http_api import Twin
 from services.batcher.__main__ import MIGRATIONS, running
 from services.batcher.settings import BatcherSettings
-from services.chassis.database import migrate
+from tests.databases import migrated
 from tests.object_stores import serve_s3
+from tests.ports import free_port
 from tests.tokens import bearer, token, write_jwks
 from tests.wallets import EVERY_SCOPE, WalletClient, wallet_at
 
@@ -163,18 +163,16 @@ class Sandbox:
     async def batcher(self, **changes: Any) -> AsyncIterator[BatcherClient]:
         """A batcher that runs."""
         settings = self.batcher_settings(**changes)
-        migrate(settings.database_url, MIGRATIONS)
+        await migrated(settings.database_url, MIGRATIONS)
         async with running(settings) as server, connected(f"127.0.0.1:{server.port}") as client:
             yield client
 
     @asynccontextmanager
     async def process(self, **changes: Any) -> AsyncIterator[tuple[BatcherClient, subprocess.Popen[bytes]]]:
         """A batcher in a process of its own, which a test may kill."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         values = {**self.settings, "listen_address": f"127.0.0.1:{port}", **changes}
-        migrate(values["database_url"], MIGRATIONS)
+        await migrated(values["database_url"], MIGRATIONS)
         environment = {f"BATCHER_{name.upper()}": str(value) for name, value in values.items()}
         roots = os.pathsep.join([str(ROOT), str(ROOT / "gen")])
         with (self.folder / "batcher.log").open("ab") as log:

@@ -19,10 +19,10 @@ from services.batcher.settler import Settler
 from services.batcher.store import Submitted
 from services.batcher.store_rows import JobView
 from services.batcher.wiring import Parts
-from services.chassis.database import migrate
 from services.chassis.leases import Lease, LeaseLost
 from tests.batcher_jobs import image, new_job
 from tests.batchers import Sandbox, picture
+from tests.databases import migrated
 
 MODEL = "gpt-4.1-mini"
 PATIENT = {
@@ -152,7 +152,7 @@ async def replicas_in(sandbox: Sandbox, count: int = 1, **changes: Any) -> Async
     """Batchers over the sandbox's database, and an account of alice's with 10 tokens."""
     settings = sandbox.batcher_settings(**{**PATIENT, **changes})
     settings.work_folder.mkdir(parents=True, exist_ok=True)
-    migrate(settings.database_url, MIGRATIONS)
+    await migrated(settings.database_url, MIGRATIONS)
     await sandbox.wallet.call("OpenAccount", wallet_pb2.OpenAccountRequest(account_id="alice"))
     async with AsyncExitStack() as stack:
         replicas = []

@@ -28,6 +28,8 @@ BY_THEMSELVES: Final = frozenset({"expire", "lapse", "grace", "unoffer"})
 SAMPLE_PAUSE_SECONDS: Final = 0.1
 """So that the sampler does not take the processor from the load that it watches."""
 
+SETTLE_SECONDS_MAX: Final = 60.0
+
 ALWAYS: Final = {
     "all balances of an asset come to 0": """
         SELECT asset, sum(balance) AS total FROM (
@@ -374,6 +376,21 @@ async def read_ledger(url: str) -> Ledger:
     """The whole database in one snapshot."""
     async with reading(url) as reader:
         return Ledger(await reader.look(EVERYTHING))
+
+
+async def settled(url: str) -> None:
+    """Returns when nothing of a killed wallet goes on: PostgreSQL may end its transaction, and only then notice."""
+    if not url.startswith("postgres"):
+        return
+    busy = """SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'"""
+    connection = await asyncpg.connect(url)
+    try:
+        async with asyncio.timeout(SETTLE_SECONDS_MAX):
+            while await connection.fetchval(busy):
+                pass
+    finally:
+        await connection.close()
 
 
 async def audited(url: str) -> Ledger:

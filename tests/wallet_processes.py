@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from sandbox.probes import serving
 from sandbox.process import ManagedProcess
 from services.chassis.database import migrate
 from services.wallet.__main__ import MIGRATIONS
+from tests.ports import free_port
 from tests.tokens import write_jwks
 
 START_TIMEOUT_SECONDS: Final = 60.0
@@ -28,7 +28,7 @@ class WalletProcess:
 
     def __init__(self, url: str, folder: Path, name: str, settings: Mapping[str, str]) -> None:
         self._process = ManagedProcess(name, folder)
-        self.address = f"127.0.0.1:{_free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         self._environment = {
             **os.environ,
             "WALLET_DATABASE_URL": url,
@@ -95,10 +95,3 @@ def wallet_processes(
     finally:
         for replica in replicas:
             replica.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -13,9 +13,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from punchcard.wallet.v1 import wallet_pb2, wallet_pb2_grpc
-from services.chassis.database import migrate
 from services.wallet.__main__ import MIGRATIONS, running
 from services.wallet.settings import WalletSettings
+from tests.databases import migrated
 from tests.tokens import bearer, write_jwks
 
 EVERY_SCOPE = "account.open wallet.grant wallet.reserve wallet.settle wallet.read act_for:*"
@@ -42,7 +42,7 @@ class WalletClient:
 @asynccontextmanager
 async def wallet_at(url: str, folder: Path, **changes: Any) -> AsyncIterator[tuple[WalletClient, int]]:
     """A wallet on a free port over this database; gives a client and the port."""
-    migrate(url, MIGRATIONS)
+    await migrated(url, MIGRATIONS)
     values = {"listen_address": "127.0.0.1:0", "metrics_address": "off", "drain_timeout_seconds": 5.0, **changes}
     settings = WalletSettings(database_url=url, jwks_file=write_jwks(folder), _env_file=None, **values)  # type: ignore[call-arg]
     async with running(settings) as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

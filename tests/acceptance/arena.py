@@ -20,7 +20,7 @@ from punchcard_client import connect
 from sandbox import keys
 from sandbox.launches import Launch, Launches
 from sandbox.openai_twin.batch_worker import Pace
-from sandbox.plan import HOST, Part, Plan, Ports
+from sandbox.plan import HOST, Part, Plan
 from sandbox.probes import serving
 from sandbox.process import ManagedProcess, StartFailed
 from sandbox.stack import Stack
@@ -30,6 +30,7 @@ from tests.acceptance.gates import Gate
 from tests.acceptance.postgres_wire import CrashingPostgres, PostgresWire
 from tests.acceptance.proxies import Wires, provider, wires
 from tests.acceptance.stacks import DATABASES, QUICK
+from tests.ports import free_port, free_ports
 
 Victim = Literal["batcher", "wallet", "s3", "openai_twin", "postgres"]
 Dialect = Literal["sqlite", "postgres"]
@@ -206,7 +207,7 @@ async def arena_in(
             if postgres is not None:
                 wire = await exits.enter_async_context(PostgresWire(gate, postgres.socket_folder, name).serving())
                 url = wire.format(database=database_url.partition("?")[0].rpartition("/")[2])
-            port = stack.plan.ports.batcher if number == 0 else Ports.free().batcher
+            port = stack.plan.ports.batcher if number == 0 else free_port()
             arena.replicas.append(_replica(stack, name, port, found, provider_url, url))
             exits.callback(arena.replicas[-1].stop)
         exits.callback(gate.open)
@@ -244,7 +245,7 @@ def _replica(stack: Stack, name: str, port: int, found: Wires, provider_url: str
 
 def _plan(postgres_url: str | None, settings: Mapping[str, str]) -> Plan:
     parts: tuple[Part, ...] = ("s3", "openai_twin", "wallet")
-    plan = Plan(ports=Ports.free(), provider="twin", parts=parts, pace=PACE, settings={**SETTINGS, **settings})
+    plan = Plan(ports=free_ports(), provider="twin", parts=parts, pace=PACE, settings={**SETTINGS, **settings})
     if postgres_url is None:
         return plan
     name = f"arena_{secrets.token_hex(6)}"

@@ -21,8 +21,9 @@ from punchcard.wallet.v1 import wallet_pb2, wallet_pb2_grpc
 from punchcard_client import connect, reason_of, upload_image, watch_job
 from sandbox import keys
 from sandbox.openai_twin.batch_worker import Pace
-from sandbox.plan import Plan, Ports
+from sandbox.plan import Plan
 from sandbox.stack import Stack
+from tests.ports import free_ports
 
 ROOT: Final = Path(__file__).parents[2]
 SAMPLES: Final = ROOT / "sandbox" / "samples"
@@ -65,7 +66,7 @@ def stack_in(
         name = f"stack_{secrets.token_hex(6)}"
         urls = {f"{part}_database_url": postgres_server.format(database=f"{name}_{part}") for part in DATABASES}
     plan = Plan(
-        ports=Ports.free(),
+        ports=free_ports(),
         provider="twin",
         pace=pace or Pace(),
         settings={**QUICK, **(settings or {})},

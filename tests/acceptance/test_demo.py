@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from sandbox.openai_twin.batch_worker import Pace
-from sandbox.plan import Plan, Ports
+from sandbox.plan import Plan
 from sandbox.stack import Stack
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "sandbox" / "samples"
@@ -28,7 +29,7 @@ TIMEOUT_SECONDS = 120
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack that is up, whose twin answers at once."""
-    with Stack(tmp_path_factory.mktemp("stack"), Plan(ports=Ports.free())) as running:
+    with Stack(tmp_path_factory.mktemp("stack"), Plan(ports=free_ports())) as running:
         yield running
 
 
@@ -173,7 +174,7 @@ async def test_a_crash_of_any_part_in_the_middle_delays_and_costs_nothing(tmp_pa
     A line whose image could not be fetched meanwhile has failed at the provider, and is sent again in a second batch.
     """
     pace = Pace(image_seconds=0.5, lines_at_once=1)
-    with Stack(tmp_path, Plan(ports=Ports.free(), pace=pace)) as running:
+    with Stack(tmp_path, Plan(ports=free_ports(), pace=pace)) as running:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

@@ -15,14 +15,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import asyncpg
 import grpc
 import pytest
 
 from punchcard.wallet.v1 import earning_pb2, earning_pb2_grpc, market_pb2, market_pb2_grpc, wallet_pb2, wallet_pb2_grpc
 from punchcard_client import reason_of
 from tests.tokens import bearer
-from tests.wallet_audit import Ledger, audited, sampled
+from tests.wallet_audit import Ledger, audited, sampled, settled
 from tests.wallet_load import SEED, replayable
 from tests.wallet_processes import WalletProcess, wallet_processes
 from tests.wallets import EVERY_SCOPE
@@ -211,21 +210,6 @@ async def trade_until_killed(
         await asyncio.to_thread(victim.kill)
         over.set()
     return lost
-
-
-async def settled(url: str) -> None:
-    """Returns when nothing of a killed wallet goes on: PostgreSQL may end its transaction, and only then notice."""
-    if not url.startswith("postgres"):
-        return
-    busy = """SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'"""
-    connection = await asyncpg.connect(url)
-    try:
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            while await connection.fetchval(busy):
-                pass
-    finally:
-        await connection.close()
 
 
 async def retry(

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import asyncpg
 import pytest
 
-from tests.wallet_audit import Ledger, audited, sampled
+from tests.wallet_audit import Ledger, audited, sampled, settled
 from tests.wallet_load import REFUSALS, SEED, Replica, replayable, replicas_at
 from tests.wallet_mix import DONE, LOST, REPLAYED, Act, Commons, Mix, Tried, unkept
 from tests.wallet_processes import WalletProcess, wallet_processes
@@ -121,16 +120,7 @@ def _kill_in(process: WalletProcess, seconds: float, *, alone: bool = False) -> 
 
 async def audit_alone(url: str) -> Ledger:
     """Audits the database when nothing of a killed wallet is going on in it any more."""
-    if url.startswith("postgres"):
-        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        connection = await asyncpg.connect(url)
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                while await connection.fetchval(others):
-                    # A backend may finish the transaction whose client is gone, and only then notice.
-                    pass
-        finally:
-            await connection.close()
+    await settled(url)
     return await audited(url)
 
 

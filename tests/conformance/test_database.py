@@ -292,8 +292,8 @@ async def test_migrations_apply_once_and_tell_what_is_pending(database_url: str,
     assert (await schema_version(database), await pending(database, migrations)) == ("0002", [])
 
 
-async def test_everything_is_pending_on_an_empty_database(postgres_url: str):
-    async with await connect(postgres_url, []) as database:
+async def test_everything_is_pending_on_an_empty_database(empty_postgres_url: str):
+    async with await connect(empty_postgres_url, []) as database:
         assert await schema_version(database) == ""
         assert await pending(database, CHASSIS_MIGRATIONS) == ["0001_chassis.sql"]
 
@@ -471,10 +471,12 @@ async def test_a_transaction_whose_last_statement_fails_keeps_nothing(database: 
 
 
 @pytest.mark.parametrize("state", ["XX001", "XX002"])
-async def test_damage_that_postgresql_tells_is_damage_and_no_outage(postgres_url: str, tmp_path: Path, state: str):
+async def test_damage_that_postgresql_tells_is_damage_and_no_outage(
+    empty_postgres_url: str, tmp_path: Path, state: str
+):
     for dialect in ("sqlite", "postgres"):
         (tmp_path / f"{dialect}.sql").write_text(TORN_PAGE.format(state=state))
-    async with await connect(postgres_url, [tmp_path]) as database:
+    async with await connect(empty_postgres_url, [tmp_path]) as database:
         with pytest.raises(StoreDamaged) as caught:
             async with database.transaction() as tx:
                 await tx.run("read_torn_page")

@@ -13,10 +13,10 @@ import asyncpg
 import pytest
 
 from services.chassis import journal
-from services.chassis.database import Database, connect, migrate
+from services.chassis.database import Database, connect
 from services.chassis.errors import StoreDamaged
 from services.chassis.journal import FIRST_HASH, Entry, Head
-from tests.databases import CHASSIS_MIGRATIONS
+from tests.databases import CHASSIS_MIGRATIONS, migrated
 
 FORGERIES = """
 -- name: forge()!
@@ -62,7 +62,7 @@ WORDS = {
 
 @pytest.fixture
 async def database(database_url: str, tmp_path: Path) -> AsyncIterator[Database]:
-    migrate(database_url, CHASSIS_MIGRATIONS)
+    await migrated(database_url, CHASSIS_MIGRATIONS)
     for dialect, words in WORDS.items():
         (tmp_path / f"{dialect}.sql").write_text(FORGERIES.format(**words))
     async with await connect(database_url, [tmp_path]) as database:

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ import pytest
 from openai import APIConnectionError, AsyncOpenAI, AuthenticationError, BadRequestError, NotFoundError
 
 from sandbox.openai_twin.batch_worker import Pace
+from tests.ports import free_port
 from tests.twins import ENDPOINT, KEY, MODEL, Clock, Gate, Running, books_of, chat, data_url, line, painted, serving
 
 
@@ -371,9 +371,7 @@ async def test_a_killed_twin_goes_on_with_its_batches(tmp_path: Path) -> None:
 @asynccontextmanager
 async def twin_process(data: Path) -> AsyncIterator[AsyncOpenAI]:
     """A twin in a process of its own, killed at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = ["--data", str(data), "--port", str(port), "--lines-at-once", "1"]
     root = str(Path(__file__).parents[2])
     process = await asyncio.create_subprocess_exec(

@@ -23,9 +23,10 @@ from openai.types.chat import ChatCompletion
 
 from sandbox.openai_twin.batch_worker import Pace
 from sandbox.openai_twin.fault_kinds import KINDS
-from sandbox.plan import Plan, Ports
+from sandbox.plan import Plan
 from sandbox.stack import Stack
 from tests.openai_shapes import wrong_with
+from tests.ports import free_ports
 from tests.twins import ENDPOINT, MODEL, Clock, Gate, Running, chat, line, painted, serving
 
 TESTED: Final[set[str]] = set()
@@ -801,7 +802,7 @@ async def test_a_script_outlives_a_restart_and_strikes_no_more_than_it_may(tmp_p
 def test_a_stack_starts_its_twin_with_faults_and_a_webhook(tmp_path: Path) -> None:
     """The plan's script and receiver reach the twin's process by its command line."""
     plan = Plan(
-        ports=Ports.free(),
+        ports=free_ports(),
         parts=("openai_twin",),
         faults={"faults": ["rate_limited"], "storm": None},
         webhook_url="http://127.0.0.1:1/hook",

@@ -22,13 +22,14 @@ from sandbox.plan import HOST, Plan, Ports, default_provider
 from sandbox.process import ManagedProcess, StartFailed
 from sandbox.stack import Stack
 from services.chassis.auth import Verifier
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "PYTHONUNBUFFERED": "1"}
 
 
 def plan(*parts: str) -> Plan:
-    return Plan(ports=Ports.free(), parts=parts)  # type: ignore[arg-type]
+    return Plan(ports=free_ports(), parts=parts)  # type: ignore[arg-type]
 
 
 def wait_until_gone(*pids: int | None) -> None:
@@ -52,7 +53,7 @@ def supervisor(data: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`python -m sandbox.stack run` with S3 and the twin alone."""
     script = (
         "import sys; from pathlib import Path; from sandbox import stack;"
-        "stack._plan = lambda _: stack.Plan(ports=stack.Ports.free(), parts=('s3', 'openai_twin'));"
+        f"stack._plan = lambda _: stack.Plan(ports=stack.{free_ports()}, parts=('s3', 'openai_twin'));"
         "sys.exit(stack.main(sys.argv[1:]))"
     )
     with subprocess.Popen(
@@ -118,7 +119,7 @@ def test_a_killed_part_is_started_again_where_it_was(tmp_path: Path) -> None:
 def test_a_taken_port_is_named_and_nothing_stays(tmp_path: Path) -> None:
     """The error says which port; what this call had started before is stopped."""
     with socket.create_server((HOST, 0)) as taken:
-        ports = Ports.free()
+        ports = free_ports()
         ports = Ports(s3=ports.s3, openai_twin=taken.getsockname()[1])
         running = Stack(tmp_path, Plan(ports=ports, parts=("s3", "openai_twin")))
 

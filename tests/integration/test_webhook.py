@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import itertools
 import json
-import socket
 import time
 
 import aiohttp
@@ -18,6 +17,7 @@ from services.batcher.__main__ import webhooks
 from services.batcher.webhook import PATH, Webhooks
 from services.chassis.server import RefusesToStart
 from tests.batchers import picture, sandbox_in, until
+from tests.ports import free_port
 
 KEY = b"a secret of the endpoint"
 SECRET = f"whsec_{base64.b64encode(KEY).decode()}"
@@ -199,9 +199,7 @@ async def test_beyond_loopback_webhooks_are_taken_only_with_tls_or_insecure(tmp_
 
 
 async def test_a_webhook_brings_answers_home_long_before_the_poll_and_a_forged_one_does_not(tmp_path, http):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     changes = {"poll_seconds": 1e6, "webhook_address": f"127.0.0.1:{port}", "openai_webhook_secret": SECRET}
     async with sandbox_in(tmp_path) as sandbox, sandbox.batcher(**changes) as client:
         image = (await client.upload(picture())).image
@@ -234,9 +232,7 @@ async def test_a_webhook_at_any_replica_has_its_one_batch_asked_about_by_the_rep
     tmp_path, postgres_url, http
 ):
     """The first replica holds the poller's lease and takes no webhooks; the second takes one, of one of two batches."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     patience = {"poll_seconds": 1e6, "batch_jobs": 1}
     taking = {**patience, "webhook_address": f"127.0.0.1:{port}", "openai_webhook_secret": SECRET}
     async with (

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from services.chassis import leases
-from services.chassis.database import Database, connect, migrate
+from services.chassis.database import Database, connect
 from services.chassis.leases import Lease, LeaseLost
 from services.chassis.loops import BACKOFF_SECONDS_MAX, Loop, Runner
-from tests.databases import CHASSIS_MIGRATIONS
+from tests.databases import CHASSIS_MIGRATIONS, migrated
 
 
 class Clock:
@@ -197,7 +197,7 @@ async def test_a_stop_ends_a_pause(stage: Stage):
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     url = f"sqlite:{tmp_path}/leases.db"
-    migrate(url, CHASSIS_MIGRATIONS)
+    await migrated(url, CHASSIS_MIGRATIONS)
     async with await connect(url, []) as database:
         yield database
 
