@@ -87,7 +87,7 @@ down: setup ## Stop what `make up` started
 token: setup ## Print a bearer token for grpcurl (ARGS='alice')
 	python -m sandbox.token $(ARGS)
 
-prove: setup ## Search the earning rules for tokens from nothing (ARGS=year: show a year of them)
+prove: setup ## Search the economy's rules for tokens from nothing (ARGS=rings: among thousands, ARGS=year: show a year)
 	python -m sandbox.prover $(or $(ARGS),search)
 
 bench: setup ## Run the benchmarks and print one JSON line each (ARGS='chassis_echo')

@@ -1,6 +1,7 @@
 """`python -m sandbox.prover`: looks for tokens from nothing in the rules of the configuration, or shows a year of them.
 
 search   [--seeds N] [--seed S] [--hole NAME]   stories of a few users; exits with 1 and the shortest bad one
+rings    [--users N] [--days N] [--seed S] [--hole NAME]   thousands who bring all they get to one each; as above
 year     [--users N] [--days N] [--seed S]      a line for each day: supply, faucets and sinks, in tokens
 holes                                           the rules that --hole can leave out
 """
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from zoneinfo import ZoneInfo
 
+from sandbox.prover import rings
 from sandbox.prover.hole import Hole
 from sandbox.prover.holes import HOLES
 from sandbox.prover.search import search, told
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     if asked.command == "holes":
         print("\n".join(f"{name:13} {hole.about}" for name, hole in HOLES.items()))
         return 0
-    return _search(asked, rules) if asked.command == "search" else _year(asked, rules)
+    return {"search": _search, "rings": _rings, "year": _year}[asked.command](asked, rules)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     searching.add_argument("--seeds", type=int, default=SEEDS, help=f"how many stories (default {SEEDS})")
     searching.add_argument("--seed", type=int, default=1, help="the first one's seed (default 1)")
     searching.add_argument("--hole", choices=sorted(HOLES), help="leave a rule out, to see it missed")
+    farming = commands.add_parser("rings", help="look for a ring of accounts that brings more to one than is declared")
+    farming.add_argument("--users", type=int, default=2_000, help="how many users (default 2,000)")
+    farming.add_argument("--days", type=int, default=35, help="how many days (default 35)")
+    farming.add_argument("--seed", type=int, default=1, help="of the rings (default 1)")
+    farming.add_argument("--hole", choices=sorted(HOLES), help="leave a rule out, to see it missed")
     living = commands.add_parser("year", help="show what the rules come to")
     living.add_argument("--users", type=int, default=1_000, help="how many users (default 1,000)")
     living.add_argument("--days", type=int, default=365, help="how many days (default 365)")
@@ -58,6 +65,23 @@ def _search(asked: argparse.Namespace, rules: Rules) -> int:
     again = f" --hole {asked.hole}" if asked.hole else ""
     print(f"again: python -m sandbox.prover search --seed {finding.seed} --seeds 1{again}")
     return 1
+
+
+def _rings(asked: argparse.Namespace, rules: Rules) -> int:
+    hole = HOLES[asked.hole] if asked.hole else Hole("")
+    with hole.plant():
+        came = rings.run(rules, asked.users, asked.days, asked.seed, ZoneInfo(rules.zone), hole.zone_of)
+    if came.finding is not None:
+        print(told(came.finding))
+        return 1
+    near = came.nearest
+    print(
+        f"{came.accounts} accounts in {came.rings} rings, {asked.days} days, {came.moves} moves (seed {asked.seed}): "
+        f"nobody was brought more than is declared\n"
+        f"nearest: {near.account_id} was brought {near.brought} of at most {near.cap} tokens by {near.others} others "
+        f"in {near.days} days"
+    )
+    return 0
 
 
 def _year(asked: argparse.Namespace, rules: Rules) -> int:

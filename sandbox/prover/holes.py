@@ -8,6 +8,7 @@ from sandbox.prover.hole import Hole, decided, replaced
 from sandbox.prover.market_holes import MARKET_HOLES, refuse_more_than_there_is
 from sandbox.prover.move import Move
 from sandbox.prover.price_holes import PRICE_HOLES
+from sandbox.prover.rule_holes import RULE_HOLES
 from sandbox.prover.team_holes import TEAM_HOLES
 from services.wallet import earning, gift, reservation
 from services.wallet.commands import Award, ClaimDaily, Convert, Moment, Outcome, Refund
@@ -62,6 +63,7 @@ HOLES: Final[Mapping[str, Hole]] = {
     "awards": Hole("an achievement is forgotten once it is paid", decided(Award, _awards_again)),
     "points": Hole("a conversion leaves the points where they are", decided(Convert, _keeps_the_points)),
     "refunds": Hole("what was refunded before is not counted", decided(Refund, _refunds_again)),
+    **RULE_HOLES,
     **TEAM_HOLES,
     **MARKET_HOLES,
     **PRICE_HOLES,

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from sandbox.prover.rule_promises import RulePromises
 from sandbox.prover.world import Row, Step
-from services.wallet.economy import EarningRules
-from services.wallet.holdings import POINT, Entry
+from services.wallet.holdings import POINT
 
 ESCROW = "@escrow"
 Key = tuple[str, str]
@@ -29,7 +29,7 @@ class _Offer:
 class MarketPromises:
     """Watches the marketplace of one world."""
 
-    def __init__(self, rules: EarningRules) -> None:
+    def __init__(self, rules: RulePromises) -> None:
         self._rules = rules
         self._offers: dict[Key, _Offer] = {}
         self._escrow = 0
@@ -41,26 +41,26 @@ class MarketPromises:
         if entry.counterparty == ESCROW:
             self._escrow -= entry.balance_change
         if entry.kind == "offer":
-            yield from self._of_offer(entry, day)
+            yield from self._of_offer(row, day)
         elif entry.kind == "unoffer":
             yield from self._of_end(row)
         elif entry.kind == "buy" and entry.asset != POINT:
             yield from self._of_take(row)
 
-    def _of_offer(self, entry: Entry, day: int) -> Iterator[str]:
-        key, tokens, price = (entry.account_id, entry.key), -entry.balance_change, entry.facts["price"]
-        if key in self._offers:
-            yield f"{entry.account_id} offered {entry.key} twice"
-        if price < self._rules.offer_price_min:
-            yield f"{entry.account_id} offered tokens for {price} points"
-        self._offers[key] = _Offer(tokens, price, entry.facts["expire_time_us"], day)
-        self._offered[entry.account_id, day] += tokens
-        if self._offered[entry.account_id, day] > self._rules.offers_per_day:
-            yield f"{entry.account_id} offered more than {self._rules.offers_per_day} tokens in one day"
-        if sum(seller == entry.account_id and offer.left > 0 for (seller, _), offer in self._offers.items()) > (
-            self._rules.open_offers
-        ):
-            yield f"{entry.account_id} had more than {self._rules.open_offers} open offers"
+    def _of_offer(self, row: Row, day: int) -> Iterator[str]:
+        entry, rules, now_us = row.entry, self._rules, row.time_us
+        seller, tokens, price = entry.account_id, -entry.balance_change, entry.facts["price"]
+        if (seller, entry.key) in self._offers:
+            yield f"{seller} offered {entry.key} twice"
+        if price < rules.least("offer_price_min", now_us):
+            yield f"{seller} offered tokens for {price} points"
+        self._offers[seller, entry.key] = _Offer(tokens, price, entry.facts["expire_time_us"], day)
+        self._offered[seller, day] += tokens
+        of_day, at_once = rules.most("offers_per_day", now_us), rules.most("open_offers", now_us)
+        if self._offered[seller, day] > of_day:
+            yield f"{seller} offered more than {of_day} tokens in one day"
+        if sum(key[0] == seller and offer.left > 0 for key, offer in self._offers.items()) > at_once:
+            yield f"{seller} had more than {at_once} open offers"
 
     def _of_end(self, row: Row) -> Iterator[str]:
         """An offer ends once, with all that nobody has bought, and by its time no sooner than that has come."""

@@ -3,6 +3,7 @@
 from typing import Final, NamedTuple
 
 from services.batcher.price_list import Content
+from services.wallet.economy import EarningRules
 from services.wallet.sharing import Role
 
 HOUR_US: Final = 3600 * 1_000_000
@@ -37,6 +38,8 @@ class Move(NamedTuple):
     """Of a job: BATCH, INSTANT or FALLBACK."""
     content: Content | None = None
     """Of a price list that is put."""
+    rules: EarningRules | None = None
+    """Of a version of the earning rules that is put: from now on, for amount % of the cohort that what names."""
 
 
 def about(move: Move) -> str:
@@ -51,6 +54,10 @@ def about(move: Move) -> str:
         parts.append(f"(says it is at UTC{move.zone_hours:+d})")
     if move.content is not None:
         parts.append(_said(move.content))
+    if move.rules is not None:
+        default = EarningRules()
+        changed = [name for name in EarningRules._fields if getattr(move.rules, name) != getattr(default, name)]
+        parts.append(", ".join(f"{name}={getattr(move.rules, name)!r}" for name in changed))
     said = "".join(f"{part} " for part in [*parts, move.lane] if part)
     return f"{move.who} {move.kind} {said}[{move.key}]"
 

@@ -11,21 +11,22 @@ from typing import Final
 
 from sandbox.prover.market_promises import MarketPromises
 from sandbox.prover.price_promises import PricePromises
+from sandbox.prover.rule_promises import RulePromises
 from sandbox.prover.team_promises import TeamPromises
 from sandbox.prover.world import TILL, Row, Step, World
 from services.wallet.economy import EarningRules
-from services.wallet.holdings import POINT, TOKEN, Entry
+from services.wallet.holdings import POINT, Entry
 
 FAUCETS: Final = frozenset({"grant", "earn", "convert", "refund", "receive", "buy", "sell", "unoffer"})
 
 
 class Promises:
-    """Watches one world, whose earning rules stay the same."""
+    """Watches one world, whose earning rules begin with these."""
 
     def __init__(self, rules: EarningRules, zone: tzinfo) -> None:
-        self._rules = rules
+        self._rules = RulePromises(rules)
         self._zone = zone
-        self._welcomed: set[str] = set()
+        self._welcomed: dict[str, int] = {}
         self._claims: defaultdict[str, list[int]] = defaultdict(list)
         self._activities: Counter[tuple[str, int, str]] = Counter()
         self._converted: Counter[tuple[str, int]] = Counter()
@@ -36,7 +37,7 @@ class Promises:
         self._opened_us: dict[str, int] = {}
         self._holds: dict[str, tuple[int, int]] = {}
         self._teams = TeamPromises()
-        self._market = MarketPromises(rules)
+        self._market = MarketPromises(self._rules)
         self._prices = PricePromises()
 
     def broken(self, world: World, step: Step) -> str | None:
@@ -56,7 +57,8 @@ class Promises:
             yield from self._prices.of_event(event, step.time_us)
         for row in step.rows:
             entry, day = row.entry, self._day(row.time_us)
-            yield from self._of_rule(entry, day)
+            yield from self._rules.of_row(entry, row.time_us)
+            yield from self._of_rule(row, day)
             yield from self._of_gift(row, day)
             yield from self._teams.problems(entry, day)
             yield from self._market.problems(row, day)
@@ -90,10 +92,11 @@ class Promises:
     def _day(self, time_us: int) -> int:
         return datetime.fromtimestamp(time_us / 1_000_000, UTC).astimezone(self._zone).date().toordinal()
 
-    def _of_rule(self, entry: Entry, day: int) -> Iterator[str]:
+    def _of_rule(self, row: Row, day: int) -> Iterator[str]:
+        entry = row.entry
         match entry.kind, entry.facts.get("rule"):
             case "grant", _ if entry.actor != TILL:
-                yield from self._of_welcome(entry)
+                yield from self._of_welcome(row)
             case "earn", "daily":
                 yield from self._of_claim(entry, day)
             case "earn", "activity":
@@ -105,12 +108,13 @@ class Promises:
             case "refund", _:
                 yield from self._of_refund(entry)
 
-    def _of_welcome(self, entry: Entry) -> Iterator[str]:
-        if entry.account_id in self._welcomed:
-            yield f"{entry.account_id} was welcomed twice"
-        if entry.balance_change != self._rules.welcome_bonus:
-            yield f"{entry.account_id} was welcomed with {entry.balance_change}"
-        self._welcomed.add(entry.account_id)
+    def _of_welcome(self, row: Row) -> Iterator[str]:
+        account_id, amount = row.entry.account_id, row.entry.balance_change
+        if account_id in self._welcomed:
+            yield f"{account_id} was welcomed twice"
+        if amount > self._rules.most("welcome_bonus", row.time_us):
+            yield f"{account_id} was welcomed with {amount}"
+        self._welcomed[account_id] = amount
 
     def _of_claim(self, entry: Entry, day: int) -> Iterator[str]:
         """Once a day, and no more than the longest streak gives that these claims can make."""
@@ -118,25 +122,14 @@ class Promises:
         if day in claims:
             yield f"{entry.account_id} was paid twice for one day"
         claims.append(day)
-        longest = self._longest_streak(claims)
-        if entry.balance_change > self._rules.daily(longest):
+        rules = self._rules.named(entry)
+        longest = _longest_streak(claims, rules.grace_days)
+        if entry.balance_change > rules.daily(longest):
             yield f"{entry.account_id} was paid {entry.balance_change} for a streak of at most {longest} days"
-
-    def _longest_streak(self, claims: list[int]) -> int:
-        """Days back from the last claim without a gap of more than one day, nor two forgiven gaps in one grace."""
-        days, forgiven = 1, 0
-        for later, earlier in zip(reversed(claims), reversed(claims[:-1]), strict=False):
-            missed = later - earlier - 1
-            too_soon = 0 < forgiven - (later - 1) < self._rules.grace_days
-            if missed and (missed > 1 or not self._rules.grace_days or too_soon):
-                break
-            forgiven = later - 1 if missed else forgiven
-            days += 1
-        return days
 
     def _of_activity(self, entry: Entry, day: int) -> Iterator[str]:
         name = entry.facts["name"]
-        declared = self._rules.activities.get(name)
+        declared = self._rules.named(entry).activities.get(name)
         if declared is None or entry.balance_change > declared.points:
             yield f"{entry.account_id} got {entry.balance_change} points for {name}"
             return
@@ -149,7 +142,7 @@ class Promises:
         if (entry.account_id, name) in self._achieved:
             yield f"{entry.account_id} was paid twice for {name}"
         self._achieved.add((entry.account_id, name))
-        declared = self._rules.achievements.get(name)
+        declared = self._rules.named(entry).achievements.get(name)
         if declared is None or entry.balance_change > (declared.points if entry.asset == POINT else declared.tokens):
             yield f"{entry.account_id} got {entry.balance_change} for {name}"
 
@@ -160,37 +153,50 @@ class Promises:
             self._opened_us[entry.account_id] = row.time_us
         if entry.kind == "give":
             self._given[entry.account_id, day] -= entry.balance_change
-            if self._given[entry.account_id, day] > self._rules.gifts_per_day:
-                yield f"{entry.account_id} gave more than {self._rules.gifts_per_day} tokens in one day"
+            limit = self._rules.most("gifts_per_day", row.time_us)
+            if self._given[entry.account_id, day] > limit:
+                yield f"{entry.account_id} gave more than {limit} tokens in one day"
         if entry.kind in ("give", "offer"):
             yield from self._of_lock(row)
 
     def _of_lock(self, row: Row) -> Iterator[str]:
         entry = row.entry
-        if entry.account_id not in self._welcomed:
-            return
+        welcome = self._welcomed.get(entry.account_id, 0)
         age_days = (row.time_us - self._opened_us[entry.account_id]) / (24 * 3600 * 1_000_000)
-        if age_days < self._rules.welcome_lock_days and entry.balance - entry.held < self._rules.welcome_bonus:
+        if age_days < self._rules.least("welcome_lock_days", row.time_us) and entry.balance - entry.held < welcome:
             yield f"{entry.account_id} parted with what it was welcomed with, after {age_days:.0f} days"
 
     def _of_conversion(self, rows: Sequence[Row]) -> Iterator[str]:
         """Both sides of a conversion are in one transaction, and have the declared price."""
-        moved: Counter[tuple[str, str]] = Counter()
-        for entry, _ in rows:
-            if entry.kind == "convert":
-                moved[entry.account_id, entry.asset] += entry.balance_change
-        for account_id, asset in [key for key in moved if key[1] == TOKEN]:
-            tokens, day = moved[account_id, asset], self._day(rows[0].time_us)
-            if moved[account_id, POINT] != -tokens * self._rules.points_per_token:
-                yield f"{account_id} got {tokens} tokens for {-moved[account_id, POINT]} points"
-            self._converted[account_id, day] += tokens
-            if self._converted[account_id, day] > self._rules.tokens_per_day:
-                yield f"{account_id} converted more than {self._rules.tokens_per_day} tokens in one day"
+        converted = [row for row in rows if row.entry.kind == "convert"]
+        points = -sum(entry.balance_change for entry, _ in converted if entry.asset == POINT)
+        for entry, time_us in converted:
+            if entry.asset == POINT:
+                continue
+            tokens, key, rules = entry.balance_change, (entry.account_id, self._day(time_us)), self._rules.named(entry)
+            if points != tokens * rules.points_per_token:
+                yield f"{entry.account_id} got {tokens} tokens for {points} points"
+            self._converted[key] += tokens
+            if self._converted[key] > rules.tokens_per_day:
+                yield f"{entry.account_id} converted more than {rules.tokens_per_day} tokens in one day"
 
     def _of_refund(self, entry: Entry) -> Iterator[str]:
         self._refunded[entry.reservation_id] += entry.balance_change
         if self._refunded[entry.reservation_id] > self._committed[entry.reservation_id]:
             yield f"more of {entry.reservation_id} was refunded than was ever paid for it"
+
+
+def _longest_streak(claims: Sequence[int], grace_days: int) -> int:
+    """Days back from the last claim without a gap of more than one day, nor two forgiven gaps in one grace."""
+    days, forgiven = 1, 0
+    for later, earlier in zip(reversed(claims), reversed(claims[:-1]), strict=False):
+        missed = later - earlier - 1
+        too_soon = 0 < forgiven - (later - 1) < grace_days
+        if missed and (missed > 1 or not grace_days or too_soon):
+            break
+        forgiven = later - 1 if missed else forgiven
+        days += 1
+    return days
 
 
 def _of_money(entry: Entry) -> Iterator[str]:

@@ -35,7 +35,7 @@ def search(rules: Rules, seeds: Sequence[int], zone: tzinfo = UTC, zone_of: Zone
         world, moves = World(rules, BEGIN_US, zone, zone_of), list[Move]()
         problem = _watch(world, _kept(story(world, random.Random(seed)), moves))  # noqa: S311 - a seed gives it again
         if problem is not None:
-            return Finding(seed, problem, shorten(rules, moves, zone, zone_of))
+            return Finding(seed, problem, shorten(moves, lambda rest: tell(rules, rest, zone, zone_of) is not None))
     return None
 
 
@@ -65,15 +65,15 @@ def _kept(moves: Iterable[Move], told: list[Move]) -> Iterator[Move]:
         yield move
 
 
-def shorten(rules: Rules, moves: Sequence[Move], zone: tzinfo, zone_of: ZoneOf) -> Sequence[Move]:
-    """Leaves out whatever a story can do without and still break a promise: halves first, single moves last."""
+def shorten(moves: Sequence[Move], is_bad: Callable[[Sequence[Move]], bool]) -> Sequence[Move]:
+    """Leaves out whatever a story can do without and still be bad: halves first, single moves last."""
     size, tries = len(moves) // 2, 0
     while size and tries < SHRINKS_MAX:
         start, removed = 0, False
         while start < len(moves) and tries < SHRINKS_MAX:
             tries += 1
             rest = without(moves, start, size)
-            if tell(rules, rest, zone, zone_of) is not None:
+            if is_bad(rest):
                 moves, removed = rest, True
             else:
                 start += size

@@ -14,7 +14,7 @@ from services.batcher import price_change
 from services.batcher.errors import BatcherError, PriceChanged
 from services.batcher.job import Action, Answer, Change, Failure, Job, Lane, Limits, State
 from services.batcher.price_list import Content, PriceList, Rollout, plain_list
-from services.batcher.pricing import Quote, Terms, pinned, quote
+from services.batcher.pricing import Quote, Terms, base_of, pinned, quote
 from services.wallet.commands import Amend, Command, Commit, Refund, Release, Reserve
 
 NOTICE_US: Final = HOUR_US
@@ -144,13 +144,18 @@ class Shop:
                     return (Withdrawn(move.what),)
         return ()
 
+    def _alive(self, now_us: int) -> tuple[PriceList, ...]:
+        """The lists that may still price something: the latest that has reached everybody, and those behind it."""
+        base = base_of(self.lists, now_us)
+        return tuple(each for each in self.lists if base is None or each.place >= base.place)
+
     def _change(self, place: int, changed: PriceList) -> None:
         self.lists = (*self.lists[:place], changed, *self.lists[place + 1 :])
 
     def quote(self, move: Move, now_us: int, _wallet: Wallet) -> Sequence[Event]:
         """Tells a customer what a job would cost."""
         payer, tiers = move.of or move.who, tiers_of(move.who)
-        quoted = quote(self.lists, payer, MODEL, tiers, now_us, NOTICE_US)
+        quoted = quote(self._alive(now_us), payer, MODEL, tiers, now_us, NOTICE_US)
         self.quotes[move.key] = (payer, quoted)
         return (Quoted(move.key, payer, tiers, *quoted.prices, quoted.expire_time_us),)
 
@@ -165,7 +170,7 @@ class Shop:
             terms = terms._replace(price_version=prices.version, max_price=prices.of(lane))
         said = Submitted(move.key, payer, tiers, move.lane, move.what if quoted else "", None, "")
         try:
-            job = pinned(_blank(move, payer, lane, now_us), self.lists, terms, now_us)
+            job = pinned(_blank(move, payer, lane, now_us), self._alive(now_us), terms, now_us)
         except PriceChanged:
             return (said,)
         hold = Reserve(BACKEND, move.who, payer, job.uid, job.price, JOB_US, job.price_version, job.job_id, False)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from sandbox.prover.move import FALLBACK, HOUR_US, Move
 from sandbox.prover.world import World
-from services.batcher.job import Lane, State
+from services.batcher.job import Lane, State, is_final
 from services.batcher.price_list import Content, Hours, PriceRow
 from services.wallet.economy import EarningRules
 from services.wallet.holdings import ReservationState
@@ -42,11 +42,12 @@ THEMES: Final[Mapping[str, tuple[str, ...]]] = {
         *("put_prices", "roll_out", "withdraw", "quote", "quote", "quote", "top_up"),
         *("submit", "submit", "submit", "answer", "answer", "fail", "give_up", "give_back"),
     ),
+    "rules": (*("put_rules", "claim", "claim", "activity", "activity", "convert", "award"), "give", "offer", "commit"),
     "teams": ("top_up", "member", "unmember", *4 * ("reserve",), "commit", "release", "refund"),
 }
 OF_TEAMS: Final = frozenset(THEMES["teams"])
 """What names a team."""
-WHOSE: Final = frozenset({"take", "cancel", "submit", "put_prices", "roll_out", "withdraw"})
+WHOSE: Final = frozenset({"take", "cancel", "submit", "put_rules", "put_prices", "roll_out", "withdraw"})
 """What only somebody does, whoever went before."""
 WAITS_HOURS: Final = ((0, 0, 0.5, 1, 6, 12, 24, 47), (0, 0, 0, 0.5, 1, 3))
 """Some stories take months, others days in which much happens."""
@@ -68,12 +69,13 @@ class _Teller:
         self._themes = rng.sample(sorted(THEMES), rng.choice((1, 1, 2, 2, 3)))
         kinds = [kind for theme in self._themes for kind in THEMES[theme] if rng.random() < KEPT]
         self._kinds = kinds or ["claim"]
+        self._teams = TEAMS[: rng.choice((1, 2))]
         self._waits_us = [round(hours * HOUR_US) for hours in rng.choice(WAITS_HOURS)]
 
     def moves(self) -> Iterator[Move]:
         yield from (Move("open", user, f"open-{user}") for user in USERS)
         if "teams" in self._themes:
-            yield from self._teams()
+            yield from self._founding()
         before = Move("", USERS[0], "")
         for number in range(MOVES):
             before = self._next(number, before)
@@ -94,11 +96,11 @@ class _Teller:
             move = move._replace(key=f"k{rng.randrange(number + 1)}")
         return move
 
-    def _teams(self) -> Iterator[Move]:
+    def _founding(self) -> Iterator[Move]:
         """Every team begins with its owner, money, and members with limits."""
         return (
             move
-            for team, owner in zip(TEAMS, USERS, strict=False)
+            for team, owner in zip(self._teams, USERS, strict=False)
             for move in (
                 Move("team", owner, f"open-{team}", of=team),
                 Move("top_up", owner, f"top-up-{team}", of=team, amount=50),
@@ -107,7 +109,7 @@ class _Teller:
         )
 
     def limits(self) -> tuple[int | None, int | None]:
-        return self._rng.choice((3, 5, 9, None)), self._rng.choice((9, 20, None))
+        return self._rng.choice((3, 5, 9, None)), self._rng.choice((9, 40, None, None))
 
     def activity(self) -> dict[str, Any]:
         return {"what": self._rng.choice(sorted(self._earning.activities))}
@@ -129,7 +131,7 @@ class _Teller:
         rng, held = self._rng, {"amount": self._rng.choice((1, 2, 3, 5, 9)), "hours": self._rng.choice((1, 30, 30))}
         if "teams" not in self._themes or rng.random() < 0.2:
             return held
-        return held | {"of": rng.choice(TEAMS)} | ({"who": rng.choice(MEMBERS)} if rng.random() < 0.8 else {})
+        return held | {"of": rng.choice(self._teams)} | ({"who": rng.choice(MEMBERS)} if rng.random() < 0.8 else {})
 
     def commit(self) -> dict[str, Any]:
         return self._made(ReservationState.HELD, ReservationState.EXPIRED)
@@ -153,7 +155,11 @@ class _Teller:
 
     def offer(self) -> dict[str, Any]:
         rng = self._rng
-        return {"amount": rng.randint(1, 9), "price": rng.choice((1, 10, 25)), "hours": rng.choice((0, 1, 24, 24 * 90))}
+        return {
+            "amount": rng.choice((1, 2, 5, 12)),
+            "price": rng.choice((1, 10, 25)),
+            "hours": rng.choice((0, 1, 24, 24 * 90)),
+        }
 
     def take(self) -> dict[str, Any]:
         """Of one of the last offers, mostly of one that has something left."""
@@ -182,6 +188,21 @@ class _Teller:
         version, percent = f"v{rng.getrandbits(32):08x}", rng.choice((30, 50, 100, 100))
         return {"who": ADMIN, "key": version, "content": Content(version, begin_us, "UTC", tuple(rows), percent)}
 
+    def put_rules(self) -> dict[str, Any]:
+        """A version with other numbers, for all or for a trial; those of a cohort grow and shrink."""
+        rng, first = self._rng, self._earning
+        rules = first._replace(
+            daily_bonus=rng.choice((1, 2, 3)),
+            points_per_token=rng.choice((50, 100, 200)),
+            tokens_per_day=rng.choice((2, 5, 9)),
+            gifts_per_day=rng.choice((5, 20)),
+            welcome_lock_days=rng.choice((10, 30)),
+            activities={name: each._replace(per_day=rng.choice((1, 3, 6))) for name, each in first.activities.items()},
+        )
+        version, percent = f"r{rng.getrandbits(32):08x}", rng.choice((30, 60, 100))
+        what = rng.choice(("autumn", "autumn", version))
+        return {"who": ADMIN, "key": version, "what": what, "amount": percent, "rules": rules}
+
     def roll_out(self) -> dict[str, Any]:
         return {"who": ADMIN, "what": self._list(), "amount": self._rng.choice((20, 40, 60, 80, 100))}
 
@@ -207,9 +228,10 @@ class _Teller:
         return lane | {"what": quote_id, "of": ""} | ({"who": payer} if rng.random() < 0.9 else {})
 
     def job(self) -> dict[str, Any]:
-        """One of the last jobs."""
-        made = list(self._world.shop.jobs)[-RECENT:]
-        return {"what": self._rng.choice(made) if made else "none"}
+        """One of the last jobs, mostly one that has not ended."""
+        jobs = self._world.shop.jobs.values()
+        fit = [each.uid for each in jobs if not is_final(each) or self._rng.random() < 0.1]
+        return {"what": self._rng.choice(fit[-RECENT:]) if fit else "none"}
 
     def give_back(self) -> dict[str, Any]:
         done = [uid for uid, each in self._world.shop.jobs.items() if each.state is State.SUCCEEDED]
@@ -217,11 +239,15 @@ class _Teller:
 
     def member(self) -> dict[str, Any]:
         role = self._rng.choice((Role.MEMBER, Role.MEMBER, Role.MEMBER, Role.MANAGER, Role.OWNER))
-        return self.unmember() | {"role": int(role), "limits": self.limits()}
+        whom, out = self.unmember(), [each for each in self._world.state.shared.members.values() if not each.is_in]
+        if out and self._rng.random() < 0.5:
+            last = max(out, key=lambda each: each.revision)
+            whom = {"what": last.member_id, "of": last.team_id, "who": USERS[TEAMS.index(last.team_id)]}
+        return whom | {"role": int(role), "limits": self.limits()}
 
     def unmember(self) -> dict[str, Any]:
         """Often one who holds something, mostly by the one who began the team; else by whoever it is."""
-        number = self._rng.randrange(len(TEAMS))
+        number = self._rng.randrange(len(self._teams))
         founder = {"who": USERS[number]} if self._rng.random() < 0.7 else {}
         held = [each for each in self._world.reservations.values() if each.held and each.spend_day]
         if held and self._rng.random() < 0.5:
@@ -244,6 +270,7 @@ _DETAILS: Final[Mapping[str, Callable[[_Teller], dict[str, Any]]]] = {
     "offer": _Teller.offer,
     "take": _Teller.take,
     "cancel": _Teller.cancel,
+    "put_rules": _Teller.put_rules,
     "put_prices": _Teller.put_prices,
     "roll_out": _Teller.roll_out,
     "withdraw": _Teller.withdraw,

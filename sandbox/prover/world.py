@@ -16,12 +16,13 @@ from services.wallet.commands import (
     Grant,
     Moment,
     OpenAccount,
+    PutRules,
     RecordActivity,
     Refund,
     Release,
     Reserve,
 )
-from services.wallet.economy import Rules
+from services.wallet.economy import EarningRules, Rules, write_rules
 from services.wallet.errors import Refusal
 from services.wallet.holdings import Account, Entry, Reservation, State
 from services.wallet.market import Offer
@@ -31,6 +32,9 @@ from services.wallet.sweep import end_due
 
 TILL: Final = "till"
 """Whoever grants what was bought for money."""
+
+
+NEVER_US: Final = 2**62
 
 
 class Row(NamedTuple):
@@ -66,12 +70,14 @@ class World:
         self.state = State()
         self.shop = Shop()
         self._zone_of = zone_of
+        self._due_us = NEVER_US
 
     def do(self, move: Move) -> Step:
         """Lets a move happen."""
         self.now_us += move.wait_us
         moment = Moment(self.now_us, self.rules, self._zone_of(move, self.zone))
-        end_due(self.state, self._sellers(), moment, self.now_us + 1)
+        if self.now_us >= self._due_us:
+            self._end_due(moment)
         events: Sequence[Event] = ()
         if move.kind in SHOP_KINDS:
             events = self.shop.do(move, self.now_us, lambda command: self._accepts(command, moment))
@@ -79,6 +85,7 @@ class World:
             self._accepts(_COMMANDS[move.kind](move), moment)
         rows = [Row(entry, self.now_us) for entry in self.state.entries]
         self.state.entries.clear()
+        self._due_us = min([self._due_us, *(entry.facts.get("expire_time_us", NEVER_US) for entry, _ in rows)])
         return Step(move, rows, self.now_us, events)
 
     def _accepts(self, command: Command, moment: Moment) -> bool:
@@ -88,14 +95,23 @@ class World:
             return False
         return True
 
-    def _sellers(self) -> set[str]:
-        return {each.account_id for each in self.state.market.offers.values() if each.left}
+    def _end_due(self, moment: Moment) -> None:
+        """Ends the holds and offers whose time has passed, and sees when the next one's does."""
+        market = self.state.market
+        sellers = {each.account_id for each in market.offers.values() if each.left}
+        end_due(self.state, sellers, moment, self.now_us + 1)
+        ends = [each.expire_time_us for each in self.state.reservations.values() if each.held]
+        ends += [each.expire_time_us for each in market.offers.values() if each.left]
+        self._due_us = min(ends, default=NEVER_US)
 
     def forget(self) -> None:
         """Lets go of what no further move names: a year has more keys than memory, and none is used twice."""
         state, today = self.state, calendar_day.day_of(self.now_us, self.zone)
-        state.earnings.clear()
+        state.earnings = {key: each for key, each in state.earnings.items() if each.kind == "achievement"}
         state.operations.clear()
+        state.shared.gifts.clear()
+        state.market.takes.clear()
+        state.market.offers = {key: each for key, each in state.market.offers.items() if each.left}
         state.reservations = {key: each for key, each in state.reservations.items() if each.held}
         state.counters = {key: each for key, each in state.counters.items() if not 0 < each.day < today}
 
@@ -124,6 +140,11 @@ def _member(move: Move) -> Command:
     return SetMember(move.who, move.of, move.key, move.who, move.what, move.role, *move.limits)
 
 
+def _put_rules(move: Move) -> Command:
+    rules = move.rules or EarningRules()
+    return PutRules(move.who, move.key, None, move.amount, move.what, write_rules(rules))
+
+
 def _offer(move: Move) -> Command:
     lifetime_us = move.hours * HOUR_US or None
     return CreateOffer(move.who, move.who, move.key, move.amount, move.price, lifetime_us, "")
@@ -142,6 +163,7 @@ _COMMANDS: Final[Mapping[str, Callable[[Move], Command]]] = {
     "team": lambda move: OpenTeam(move.who, move.of, move.who),
     "member": _member,
     "unmember": lambda move: RemoveMember(move.who, move.of, move.key, move.who, move.what),
+    "put_rules": _put_rules,
     "offer": _offer,
     "take": lambda move: TakeOffer(move.who, move.who, move.key, move.of, move.what, move.amount),
     "cancel": lambda move: CancelOffer(move.who, move.who, move.what),

@@ -68,6 +68,13 @@ def test_the_command_says_what_it_found_and_how_to_see_it_again(capsys):
     assert f"again: python -m sandbox.prover search --seed {seed} --seeds 1 --hole claims" in out
 
 
+def test_the_command_says_how_near_a_ring_came_or_what_it_found(capsys):
+    assert main(["rings", "--users", "40", "--days", "2"]) == 0
+    assert "nobody was brought more than is declared" in capsys.readouterr().out
+    assert main(["rings", "--users", "40", "--days", "2", "--hole", "welcome"]) == 1
+    assert "and may be brought" in capsys.readouterr().out
+
+
 def test_the_command_prints_a_line_for_each_day(capsys):
     assert main(["year", "--users", "10", "--days", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
