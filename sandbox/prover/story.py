@@ -118,10 +118,10 @@ class _Teller:
         return self._rng.choice((3, 5, 9, None)), self._rng.choice((9, 40, None, None))
 
     def activity(self) -> dict[str, Any]:
-        return {"what": self._rng.choice(sorted(self._earning.activities))}
+        return {"what": self._rng.choice(sorted(self._earning.activities) or ["none"])}
 
     def award(self) -> dict[str, Any]:
-        return {"what": self._rng.choice(sorted(self._earning.achievements))}
+        return {"what": self._rng.choice(sorted(self._earning.achievements) or ["none"])}
 
     def convert(self) -> dict[str, Any]:
         return {"amount": self._rng.randint(1, 9)}
