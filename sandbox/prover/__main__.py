@@ -73,6 +73,8 @@ def _rings(asked: argparse.Namespace, rules: Rules) -> int:
         came = rings.run(rules, asked.users, asked.days, asked.seed, ZoneInfo(rules.zone), hole.zone_of)
     if came.finding is not None:
         print(told(came.finding))
+        again = f"--users {asked.users} --days {asked.days}" + (f" --hole {asked.hole}" if asked.hole else "")
+        print(f"again: python -m sandbox.prover rings --seed {asked.seed} {again}")
         return 1
     near = came.nearest
     print(

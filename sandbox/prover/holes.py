@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import timedelta, timezone, tzinfo
 from typing import Final
 
+from sandbox.prover.account_holes import ACCOUNT_HOLES
 from sandbox.prover.hole import Hole, decided, replaced
 from sandbox.prover.market_holes import MARKET_HOLES, refuse_more_than_there_is
 from sandbox.prover.move import Move
@@ -63,6 +64,7 @@ HOLES: Final[Mapping[str, Hole]] = {
     "awards": Hole("an achievement is forgotten once it is paid", decided(Award, _awards_again)),
     "points": Hole("a conversion leaves the points where they are", decided(Convert, _keeps_the_points)),
     "refunds": Hole("what was refunded before is not counted", decided(Refund, _refunds_again)),
+    **ACCOUNT_HOLES,
     **RULE_HOLES,
     **TEAM_HOLES,
     **MARKET_HOLES,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, tzinfo
 from typing import Final
 
+from sandbox.prover.account_promises import AccountPromises
 from sandbox.prover.market_promises import MarketPromises
 from sandbox.prover.price_promises import PricePromises
 from sandbox.prover.rule_promises import RulePromises
@@ -36,6 +37,7 @@ class Promises:
         self._given: Counter[tuple[str, int]] = Counter()
         self._opened_us: dict[str, int] = {}
         self._holds: dict[str, tuple[int, int]] = {}
+        self._accounts = AccountPromises()
         self._teams = TeamPromises()
         self._market = MarketPromises(self._rules)
         self._prices = PricePromises()
@@ -57,6 +59,7 @@ class Promises:
             yield from self._prices.of_event(event, step.time_us)
         for row in step.rows:
             entry, day = row.entry, self._day(row.time_us)
+            yield from self._accounts.of_row(entry)
             yield from self._rules.of_row(entry, row.time_us)
             yield from self._of_rule(row, day)
             yield from self._of_gift(row, day)
@@ -83,7 +86,7 @@ class Promises:
         held, until_us = self._holds.get(move.what, (0, 0))
         if move.kind == "commit" and step.time_us < until_us and move.amount <= held and "commit" not in written:
             yield f"the {held} that {move.what} holds could not be taken"
-        left = self._committed[move.what] - self._refunded[move.what]
+        left = 0 if self._accounts.is_over(move.what) else self._committed[move.what] - self._refunded[move.what]
         if move.kind in ("refund", "give_back") and left > 0 == move.amount and "refund" not in written:
             yield f"the {left} that were taken for {move.what} could not be refunded"
         elif move.kind == "give_back" and left:

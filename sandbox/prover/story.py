@@ -43,11 +43,17 @@ THEMES: Final[Mapping[str, tuple[str, ...]]] = {
         *("submit", "submit", "submit", "answer", "answer", "fail", "give_up", "give_back"),
     ),
     "rules": (*("put_rules", "claim", "claim", "activity", "activity", "convert", "award"), "give", "offer", "commit"),
+    "accounts": (
+        *("open", "freeze", "unfreeze", "unfreeze", "close", "claim", "top_up", "give", "offer"),
+        *("reserve", "reserve", "commit", "commit", "release", "refund"),
+    ),
     "teams": ("top_up", "member", "unmember", *4 * ("reserve",), "commit", "release", "refund"),
 }
 OF_TEAMS: Final = frozenset(THEMES["teams"])
 """What names a team."""
-WHOSE: Final = frozenset({"take", "cancel", "submit", "put_rules", "put_prices", "roll_out", "withdraw"})
+CHANGES: Final = ("freeze", "unfreeze", "close")
+"""What only an administrator does to an account."""
+WHOSE: Final = frozenset({"take", "cancel", "submit", "put_rules", "put_prices", "roll_out", "withdraw", *CHANGES})
 """What only somebody does, whoever went before."""
 WAITS_HOURS: Final = ((0, 0, 0.5, 1, 6, 12, 24, 47), (0, 0, 0, 0.5, 1, 3))
 """Some stories take months, others days in which much happens."""
@@ -112,10 +118,10 @@ class _Teller:
         return self._rng.choice((3, 5, 9, None)), self._rng.choice((9, 40, None, None))
 
     def activity(self) -> dict[str, Any]:
-        return {"what": self._rng.choice(sorted(self._earning.activities))}
+        return {"what": self._rng.choice(sorted(self._earning.activities) or ["none"])}
 
     def award(self) -> dict[str, Any]:
-        return {"what": self._rng.choice(sorted(self._earning.achievements))}
+        return {"what": self._rng.choice(sorted(self._earning.achievements) or ["none"])}
 
     def convert(self) -> dict[str, Any]:
         return {"amount": self._rng.randint(1, 9)}
@@ -203,6 +209,9 @@ class _Teller:
         what = rng.choice(("autumn", "autumn", version))
         return {"who": ADMIN, "key": version, "what": what, "amount": percent, "rules": rules}
 
+    def change(self) -> dict[str, Any]:
+        return {"who": ADMIN, "what": self._rng.choice(USERS)}
+
     def roll_out(self) -> dict[str, Any]:
         return {"who": ADMIN, "what": self._list(), "amount": self._rng.choice((20, 40, 60, 80, 100))}
 
@@ -270,6 +279,7 @@ _DETAILS: Final[Mapping[str, Callable[[_Teller], dict[str, Any]]]] = {
     "offer": _Teller.offer,
     "take": _Teller.take,
     "cancel": _Teller.cancel,
+    **dict.fromkeys(CHANGES, _Teller.change),
     "put_rules": _Teller.put_rules,
     "put_prices": _Teller.put_prices,
     "roll_out": _Teller.roll_out,

@@ -9,6 +9,7 @@ from sandbox.prover.shop import SHOP_KINDS, Event, Shop
 from services.wallet import calendar_day, ledger
 from services.wallet.commands import (
     Award,
+    ChangeAccount,
     ClaimDaily,
     Command,
     Commit,
@@ -145,6 +146,10 @@ def _put_rules(move: Move) -> Command:
     return PutRules(move.who, move.key, None, move.amount, move.what, write_rules(rules))
 
 
+def _change(move: Move) -> Command:
+    return ChangeAccount(move.who, move.what, move.key, move.kind, True, "")
+
+
 def _offer(move: Move) -> Command:
     lifetime_us = move.hours * HOUR_US or None
     return CreateOffer(move.who, move.who, move.key, move.amount, move.price, lifetime_us, "")
@@ -164,6 +169,9 @@ _COMMANDS: Final[Mapping[str, Callable[[Move], Command]]] = {
     "member": _member,
     "unmember": lambda move: RemoveMember(move.who, move.of, move.key, move.who, move.what),
     "put_rules": _put_rules,
+    "freeze": _change,
+    "unfreeze": _change,
+    "close": _change,
     "offer": _offer,
     "take": lambda move: TakeOffer(move.who, move.who, move.key, move.of, move.what, move.amount),
     "cancel": lambda move: CancelOffer(move.who, move.who, move.what),
