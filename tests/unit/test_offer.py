@@ -30,6 +30,7 @@ from services.wallet.errors import (
     LimitReached,
     Refusal,
 )
+from services.wallet.grpc_api import ERRORS
 from services.wallet.holdings import POINT, TOKEN, Account, State
 from services.wallet.market import ESCROW, Offer, OfferState
 from services.wallet.market_commands import CancelOffer, CreateOffer, TakeOffer
@@ -297,6 +298,33 @@ def test_a_price_that_no_integer_of_the_database_could_hold_is_only_too_dear():
         market.take(10**15)
 
     assert refused.value.metadata["requested"] == str(10**30)
+
+
+def test_of_several_refusals_the_one_that_the_proto_names_first_is_given():
+    """Each is met in turn, as the one before it is taken away."""
+    earning = EARNING._replace(open_offers=1)
+    market = Market(Rules(welcome_bonus=10, earning=earning))
+    welcomed = CreateOffer("boss", "bob", "o", 21, 9, None, "")
+    market.do(Grant("boss", "bob", "one-more", 1, ""))
+    market.do(CreateOffer("boss", "bob", "first", 1, 10, None, ""))
+    market.do(ChangeAccount("boss", "bob", "c1", "freeze", False, ""))
+    refusals = [refused(market, welcomed)]
+    market.do(ChangeAccount("boss", "bob", "c2", "unfreeze", False, ""))
+    refusals.append(refused(market, welcomed))
+    market.do(CancelOffer("boss", "bob", "first"))
+    refusals.append(refused(market, welcomed))
+    refusals += [refused(market, welcomed._replace(price_points=10, tokens=tokens)) for tokens in (21, 20, 11)]
+
+    names = ["AccountFrozen", "OfferLimit", "OfferTerms", "LimitReached", "InsufficientFunds", "WelcomeLocked"]
+    assert refusals == names
+    reasons = [row.reason for kind, row in ERRORS.rows.items() if kind.__name__ in names]
+    assert reasons == [ERRORS.rows[kind].reason for name in names for kind in ERRORS.rows if kind.__name__ == name]
+
+
+def refused(market: Market, command: Command) -> str:
+    with pytest.raises(Refusal) as caught:
+        market.do(command)
+    return type(caught.value).__name__
 
 
 STEPS = st.lists(

@@ -130,10 +130,6 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The offer is cheaper than the earning rule offer_price_min allows, or is to be open for longer than
     offer_days_max. Metadata: {"account_id": "alice", "field": "price_points", "requested": "1", "limit": "10"}
     """
-    ERROR_REASON_WELCOME_LOCKED: _ErrorReason.ValueType  # 45
-    """FAILED_PRECONDITION. A young account would give or offer what it was welcomed with.
-    Metadata: {"account_id": "alice", "requested": "5", "available": "2", "locked": "10", "unlocks_at": "2026-12-25T00:00:00Z"}
-    """
     ERROR_REASON_DAILY_BONUS_CLAIMED: _ErrorReason.ValueType  # 32
     """FAILED_PRECONDITION. The account has claimed the bonus of this day by another key.
     Metadata: {"account_id": "alice", "resets_at": "2026-11-26T00:00:00Z"}
@@ -151,6 +147,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INSUFFICIENT_FUNDS: _ErrorReason.ValueType  # 16
     """FAILED_PRECONDITION. The account does not have the tokens now; a retry after a top-up may succeed.
     Metadata: {"account_id": "alice", "requested": "5", "available": "2", "held": "3"}
+    """
+    ERROR_REASON_WELCOME_LOCKED: _ErrorReason.ValueType  # 45
+    """FAILED_PRECONDITION. A young account would give or offer what it was welcomed with.
+    Metadata: {"account_id": "alice", "requested": "5", "available": "2", "locked": "10", "unlocks_at": "2026-12-25T00:00:00Z"}
     """
     ERROR_REASON_BALANCE_LIMIT: _ErrorReason.ValueType  # 17
     """FAILED_PRECONDITION. The grant would lift the balance over the largest that an account may have, or all grants together
@@ -299,10 +299,6 @@ ERROR_REASON_OFFER_TERMS: ErrorReason.ValueType  # 50
 """FAILED_PRECONDITION. The offer is cheaper than the earning rule offer_price_min allows, or is to be open for longer than
 offer_days_max. Metadata: {"account_id": "alice", "field": "price_points", "requested": "1", "limit": "10"}
 """
-ERROR_REASON_WELCOME_LOCKED: ErrorReason.ValueType  # 45
-"""FAILED_PRECONDITION. A young account would give or offer what it was welcomed with.
-Metadata: {"account_id": "alice", "requested": "5", "available": "2", "locked": "10", "unlocks_at": "2026-12-25T00:00:00Z"}
-"""
 ERROR_REASON_DAILY_BONUS_CLAIMED: ErrorReason.ValueType  # 32
 """FAILED_PRECONDITION. The account has claimed the bonus of this day by another key.
 Metadata: {"account_id": "alice", "resets_at": "2026-11-26T00:00:00Z"}
@@ -320,6 +316,10 @@ ERROR_REASON_INSUFFICIENT_POINTS: ErrorReason.ValueType  # 34
 ERROR_REASON_INSUFFICIENT_FUNDS: ErrorReason.ValueType  # 16
 """FAILED_PRECONDITION. The account does not have the tokens now; a retry after a top-up may succeed.
 Metadata: {"account_id": "alice", "requested": "5", "available": "2", "held": "3"}
+"""
+ERROR_REASON_WELCOME_LOCKED: ErrorReason.ValueType  # 45
+"""FAILED_PRECONDITION. A young account would give or offer what it was welcomed with.
+Metadata: {"account_id": "alice", "requested": "5", "available": "2", "locked": "10", "unlocks_at": "2026-12-25T00:00:00Z"}
 """
 ERROR_REASON_BALANCE_LIMIT: ErrorReason.ValueType  # 17
 """FAILED_PRECONDITION. The grant would lift the balance over the largest that an account may have, or all grants together

@@ -58,7 +58,7 @@ class GivingServiceServicer:
         nothing that it needs to still have its welcome bonus.
 
         Scope: wallet.give. The caller must be allowed to act for the giver. Errors: ACCOUNT_NOT_FOUND (either account),
-        IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED (either account), ACCOUNT_FROZEN, LIMIT_REACHED, WELCOME_LOCKED, INSUFFICIENT_FUNDS,
+        IDEMPOTENCY_MISMATCH, ACCOUNT_CLOSED (either account), ACCOUNT_FROZEN, LIMIT_REACHED, INSUFFICIENT_FUNDS, WELCOME_LOCKED,
         BALANCE_LIMIT (of the receiver). Retry: safe, (caller, gift_id) is the key.
 
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{"account_id": "alice", "receiver_account_id": "carol", "gift_id": "gift-1", "amount": 2}' localhost:50051 punchcard.wallet.v1.GivingService/Give
