@@ -25,6 +25,7 @@ from benchmarks.registry import Result
 from services.chassis import logs
 from services.chassis.auth import Verifier
 from services.chassis.errors import ErrorTable
+from services.chassis.garbage import collect_seldom
 from services.chassis.server import Server
 from services.chassis.settings import ServerSettings
 
@@ -108,7 +109,10 @@ async def serve_behind_chassis(announce: Announce, secret: bytes, log_file: Path
             _add_echo,
             [SERVICE],
         )
-        announce(await server.start())
+        port = await server.start()
+        # As `serve` of the command line does.
+        collect_seldom()
+        announce(port)
         await server.wait_for_signal()
         await server.drain()
         logs.close()

@@ -18,6 +18,7 @@ from benchmarks.processes import Announce
 from punchcard.wallet.v1 import wallet_pb2
 from services.chassis import logs
 from services.chassis.database import migrate
+from services.chassis.garbage import collect_seldom
 from services.wallet.__main__ import MIGRATIONS, running
 from services.wallet.settings import WalletSettings
 
@@ -56,6 +57,8 @@ async def serve_wallet(announce: Announce, secret: bytes, folder: Path, database
     with (folder / "wallet.log").open("w") as stream:
         logs.configure(stream=stream)
         async with running(settings) as server:
+            # As `serve` of the command line does.
+            collect_seldom()
             announce(server.port)
             await server.wait_for_signal()
         logs.close()

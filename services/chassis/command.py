@@ -15,6 +15,7 @@ from typing import Final, Generic, TypeVar
 from services.chassis import journal, logs
 from services.chassis.database import Database, dialect_of, migrate, pending, sqlite_path
 from services.chassis.errors import ServiceError, StoreDamaged, StoreUnavailable
+from services.chassis.garbage import collect_seldom
 from services.chassis.server import RefusesToStart, Server
 from services.chassis.settings import ServerSettings
 
@@ -114,6 +115,7 @@ def _damage(url: str, error: StoreDamaged) -> str:
 
 async def _serve(settings: S, running: Callable[[S], AbstractAsyncContextManager[Server]]) -> None:
     async with running(settings) as server:
+        collect_seldom()
         await server.wait_for_signal()
 
 

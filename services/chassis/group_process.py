@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import marshal
 import pickle
 import signal
@@ -25,10 +24,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
 from services.chassis.errors import StoreUnavailable
+from services.chassis.garbage import collect_seldom
 
 STOP_SECONDS_MAX: Final = 10.0
-COLLECT_OBJECTS: Final = 50_000
-"""After so many new objects that live the other process looks for cycles among them."""
 
 _HEAD_BYTES: Final = 4
 _READY: Final = b"+"
@@ -247,7 +245,7 @@ async def _serve(wire: socket.socket, codec: Codec[C, R], open_store: OpenStore[
         argument = pickle.loads(await _frame(reader))  # noqa: S301 - from the process that started this one
         try:
             async with open_store(argument) as run_group:
-                _collect_seldom()
+                collect_seldom()
                 _answer(writer, _READY)
                 while True:
                     _answer(writer, await _group_answer(codec, run_group, await _frame(reader)))
@@ -256,12 +254,6 @@ async def _serve(wire: socket.socket, codec: Codec[C, R], open_store: OpenStore[
         except Exception as error:
             _answer(writer, _failure(error))
             await writer.drain()
-
-
-def _collect_seldom() -> None:
-    """A group makes ten thousand objects, none in a cycle: to look for cycles every 700 costs a tenth of its time."""
-    gc.freeze()
-    gc.set_threshold(COLLECT_OBJECTS)
 
 
 async def _group_answer(codec: Codec[C, R], run_group: RunGroup[C, R], body: bytes) -> bytes:

@@ -193,7 +193,9 @@ class Server:
 class _WrappingRegistrar:
     """Registers handlers inside the chain.
 
-    Generated code registers each method twice, generic and by name; grpc looks the names up first, so they suffice.
+    Generated code registers each method twice, generic and by name. Only the generic handlers
+    reach grpc: for each call its aio server waits anew for all methods that are registered by name, and six of them
+    cost an echo a fifth of its time already.
     """
 
     def __init__(self, server: grpc.aio.Server, chain: Chain) -> None:
@@ -201,7 +203,7 @@ class _WrappingRegistrar:
         self._chain = chain
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Nothing: see above."""
+        """Nothing: the same methods come by name."""
 
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
@@ -210,7 +212,7 @@ class _WrappingRegistrar:
         wrapped = {
             name: self._chain.wrap(f"/{service_name}/{name}", handler) for name, handler in method_handlers.items()
         }
-        self._server.add_registered_method_handlers(service_name, wrapped)
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service_name, wrapped)])
 
 
 class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
