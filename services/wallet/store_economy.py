@@ -25,6 +25,8 @@ from services.wallet.holdings import (
     State,
     Streak,
 )
+from services.wallet.market import COUNTER
+from services.wallet.store_reads import as_of_now
 from services.wallet.store_rows import encode
 
 
@@ -62,7 +64,7 @@ class EconomyNames:
 
 
 class Standing(NamedTuple):
-    """What an account has earned and used, at one instant."""
+    """What an account has earned and used, at one instant: as the next command will find it."""
 
     account: Account
     points: Account | None
@@ -132,17 +134,23 @@ class EconomyReads:
             row = await tx.row("get_account", account_id=account_id)
             if row is None:
                 return None
-            moment = await self._moment(tx)
+            head = await journal.read_head(tx)
+            moment = Moment(max(await tx.now_us(), head.time_us), self._rules, self._zone)
+            account, _ = await as_of_now(tx, Account(*row), head.revision, moment)
             sets = [RuleSetRecord(*each) for each in await tx.rows("load_rule_sets")]
             points = await tx.row("get_points", account_id=account_id)
             streak = await tx.row("get_streak", account_id=account_id)
             since_day = calendar_day.month_of(moment.day)
             counters = await tx.rows("list_counters", account_id=account_id, since_day=since_day)
+            # Offers whose time has passed count no longer, whether or not a sweep has run.
+            offered = await tx.rows("list_due_offered", account_id=account_id, now_us=moment.now_us)
+        back = {(COUNTER, each["day"]): each["due"] for each in offered}
+        counted = [CounterRecord(*each) for each in counters]
         return Standing(
-            Account(*row),
+            account,
             None if points is None else Account(*points),
             None if streak is None else Streak(*streak),
-            [CounterRecord(*each) for each in counters],
+            [each._replace(amount=each.amount - back.get((each.counter, each.day), 0)) for each in counted],
             in_force(self._rules, sets, account_id, moment.now_us),
             moment,
         )
@@ -151,7 +159,3 @@ class EconomyReads:
         """All versions of the earning rules that were put, in the order in which they were."""
         async with self._database.reading() as tx:
             return [RuleSetRecord(*row) for row in await tx.rows("load_rule_sets")]
-
-    async def _moment(self, tx: Transaction) -> Moment:
-        now_us = max(await tx.now_us(), (await journal.read_head(tx)).time_us)
-        return Moment(now_us, self._rules, self._zone)

@@ -49,7 +49,7 @@ class Reads(History):
                 return None
             head = await journal.read_head(tx)
             moment = Moment(max(await tx.now_us(), head.time_us), self._rules)
-            account, lots = await _as_of_now(tx, Account(*row), head.revision, moment)
+            account, lots = await as_of_now(tx, Account(*row), head.revision, moment)
         return Holdings(account, lots, head)
 
     async def account(self, account_id: str) -> Account | None:
@@ -117,7 +117,8 @@ async def decision_time_us(tx: Transaction) -> int:
     return max(await tx.now_us(), (await journal.read_head(tx)).time_us)
 
 
-async def _as_of_now(tx: Transaction, account: Account, revision: int, moment: Moment) -> tuple[Account, Sequence[Lot]]:
+async def as_of_now(tx: Transaction, account: Account, revision: int, moment: Moment) -> tuple[Account, Sequence[Lot]]:
+    """A stored account as the next command will find it, and its lots in the order in which they are spent."""
     account_id = account.account_id
     is_due = account.due_time_us is not None and account.due_time_us <= moment.now_us
     if is_due:

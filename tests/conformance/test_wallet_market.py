@@ -17,12 +17,13 @@ from services.wallet.audit import FaultKind, Report
 from services.wallet.commands import Award, ChangeAccount, Command, Commit, Grant, OpenAccount, Reserve, Sweep
 from services.wallet.economy import EarningRules, Rules
 from services.wallet.errors import Refusal
-from services.wallet.market import OfferState
+from services.wallet.market import COUNTER, OfferState
 from services.wallet.market_commands import CancelOffer, CreateOffer, TakeOffer
 from services.wallet.market_errors import OfferEnded
 from services.wallet.sharing_commands import Give
 from services.wallet.store import Store
 from services.wallet.store_audit import Audit
+from services.wallet.store_economy import EconomyReads
 from services.wallet.store_market import FIRST_PLACE, PRICE_MAX, MarketReads
 from tests.databases import opened
 from tests.fixed_time import SECOND_US, Clock, FixedTime
@@ -44,6 +45,7 @@ class Bazaar:
         self.clock = clock
         self.store = Store(timed, RULES)
         self.reads = MarketReads(timed)
+        self.economy = EconomyReads(timed, RULES)
 
     async def begin(self) -> None:
         async with self.database.transaction() as tx:
@@ -63,6 +65,13 @@ class Bazaar:
             if isinstance(event, Report):
                 return event
         raise AssertionError("the audit ended without a report")
+
+    async def standing(self, account_id: str) -> tuple[int, list[int]]:
+        """The tokens that an account's earnings are shown with, and what is counted of its offers by day."""
+        found = await self.economy.standing(account_id)
+        assert found is not None
+        offered = [each.amount for each in found.counters if each.counter == COUNTER]
+        return found.account.balance, offered
 
     async def balance(self, account_id: str) -> int:
         account = await self.store.account(account_id)
@@ -107,6 +116,18 @@ async def test_an_offer_ends_at_its_instant_whether_or_not_anybody_has_swept(baz
     assert written._replace(revision=0) == seen._replace(revision=0)
     assert (await bazaar.balance("alice"), await bazaar.store.due_accounts(10)) == (96, [])
     assert (await bazaar.audited()).fault is None
+
+
+async def test_what_an_expired_offer_gives_back_is_read_before_a_sweep_writes_it(bazaar):
+    """The purse has the unsold tokens again and the day counts them no longer, as the next command will find it."""
+    await bazaar.do(CreateOffer("boss", "alice", "o", 10, 10, HOUR_US, ""))
+    await bazaar.do(CreateOffer("boss", "alice", "open", 3, 10, 2 * HOUR_US, ""))
+    await bazaar.do(TakeOffer("boss", "bob", "t", "alice", "o", 4))
+    bazaar.clock.now_us += HOUR_US
+    before = await bazaar.standing("alice")
+    await bazaar.do(Sweep("alice"))
+    after = await bazaar.standing("alice")
+    assert before == after == (93, [7])
 
 
 async def test_a_sweep_ends_what_is_due_and_looks_again_when_the_next_is(bazaar):

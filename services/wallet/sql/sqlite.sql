@@ -114,6 +114,11 @@ SELECT * FROM offers WHERE account_id = :account_id AND offer_id = :offer_id;
 SELECT coalesce(sum(tokens - sold), 0) AS due FROM offers
 WHERE state = 1 AND account_id = :account_id AND expire_time_us <= :now_us;
 
+-- name: list_due_offered(account_id, now_us)
+-- The same by the day on which it was offered, where it counts no longer.
+SELECT day, sum(tokens - sold) AS due FROM offers
+WHERE state = 1 AND account_id = :account_id AND expire_time_us <= :now_us GROUP BY day;
+
 -- name: list_market(now_us, price_max, after_price, after_number, limit)
 -- What can be bought now, cheapest first, of one price the oldest first.
 SELECT o.* FROM offers o

@@ -449,9 +449,9 @@ class Usage(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     RESETS_AT_FIELD_NUMBER: _builtins.int
     limited: _builtins.str
-    """What is limited: `convert`, or `activity:<name>`."""
+    """What is limited: `convert`, `gift`, `offer`, or `activity:<name>`."""
     used: _builtins.int
-    """How much was used in the current day."""
+    """How much was used in the current day; what an offer that has ended did not sell counts no longer."""
     limit: _builtins.int
     """How much may be used in it."""
     @_builtins.property
