@@ -193,9 +193,9 @@ class Server:
 class _WrappingRegistrar:
     """Registers handlers inside the chain.
 
-    Generated code registers each method twice, generic and by name. Only the generic handlers
-    reach grpc: for each call its aio server waits anew for all methods that are registered by name, and six of them
-    cost an echo a fifth of its time already.
+    Generated code registers each method twice, generic and by name. Only generic handlers reach grpc: for each call its
+    aio server waits anew for all methods that are registered by name, and the wallet's cost a Reserve a twelfth of this
+    process's time.
     """
 
     def __init__(self, server: grpc.aio.Server, chain: Chain) -> None:
