@@ -14,7 +14,7 @@ from services.wallet.holdings import ISSUE, LAPSED, TOKEN, WALLET, Account, Acco
 from services.wallet.journal_entry import apply, entry_on
 
 BALANCE_MAX = 10**18
-"""No balance grows past this."""
+"""Nothing new lifts a balance past this; only what an account has offered comes back to it in any case."""
 
 
 def open_account(state: State, command: OpenAccount, moment: Moment) -> Outcome:

@@ -153,8 +153,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: {"account_id": "alice", "requested": "5", "available": "2", "locked": "10", "unlocks_at": "2026-12-25T00:00:00Z"}
     """
     ERROR_REASON_BALANCE_LIMIT: _ErrorReason.ValueType  # 17
-    """FAILED_PRECONDITION. The grant would lift the balance over the largest that an account may have, or all grants together
-    over the largest sum that the ledger can count (account_id is then @issue).
+    """FAILED_PRECONDITION. What comes in (granted, earned, given, bought, sold or refunded) would lift the balance over the largest
+    that an account may have, or all grants together over the largest sum that the ledger can count (account_id is then @issue).
     Metadata: {"account_id": "alice", "requested": "5", "balance": "10", "limit": "1000000000000000000"}
     """
     ERROR_REASON_REVISION_UNKNOWN: _ErrorReason.ValueType  # 28
@@ -322,8 +322,8 @@ ERROR_REASON_WELCOME_LOCKED: ErrorReason.ValueType  # 45
 Metadata: {"account_id": "alice", "requested": "5", "available": "2", "locked": "10", "unlocks_at": "2026-12-25T00:00:00Z"}
 """
 ERROR_REASON_BALANCE_LIMIT: ErrorReason.ValueType  # 17
-"""FAILED_PRECONDITION. The grant would lift the balance over the largest that an account may have, or all grants together
-over the largest sum that the ledger can count (account_id is then @issue).
+"""FAILED_PRECONDITION. What comes in (granted, earned, given, bought, sold or refunded) would lift the balance over the largest
+that an account may have, or all grants together over the largest sum that the ledger can count (account_id is then @issue).
 Metadata: {"account_id": "alice", "requested": "5", "balance": "10", "limit": "1000000000000000000"}
 """
 ERROR_REASON_REVISION_UNKNOWN: ErrorReason.ValueType  # 28

@@ -129,7 +129,8 @@ class MarketServiceServicer:
 
     def ListOffers(self, request, context):
         """Lists what can be bought now, cheapest first and of one price the oldest first; or, with an account_id for which the caller
-        may act, all offers of that account, newest first, those that have ended too.
+        may act, all offers of that account, newest first, those that have ended too. Offers of a frozen account are open, and are not
+        listed among what can be bought.
 
         Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another list). Retry: safe, a read. Limits:
         page_size up to 1,000 (more is lowered), 0 means 100.

@@ -76,7 +76,8 @@ class MarketServiceStub:
     """
     ListOffers: _grpc.UnaryUnaryMultiCallable[_market_pb2.ListOffersRequest, _market_pb2.ListOffersResponse]
     """Lists what can be bought now, cheapest first and of one price the oldest first; or, with an account_id for which the caller
-    may act, all offers of that account, newest first, those that have ended too.
+    may act, all offers of that account, newest first, those that have ended too. Offers of a frozen account are open, and are not
+    listed among what can be bought.
 
     Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another list). Retry: safe, a read. Limits:
     page_size up to 1,000 (more is lowered), 0 means 100.
@@ -132,7 +133,8 @@ class MarketServiceAsyncStub(MarketServiceStub):
     """
     ListOffers: _aio.UnaryUnaryMultiCallable[_market_pb2.ListOffersRequest, _market_pb2.ListOffersResponse]  # type: ignore[assignment]
     """Lists what can be bought now, cheapest first and of one price the oldest first; or, with an account_id for which the caller
-    may act, all offers of that account, newest first, those that have ended too.
+    may act, all offers of that account, newest first, those that have ended too. Offers of a frozen account are open, and are not
+    listed among what can be bought.
 
     Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another list). Retry: safe, a read. Limits:
     page_size up to 1,000 (more is lowered), 0 means 100.
@@ -215,7 +217,8 @@ class MarketServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_market_pb2.ListOffersResponse, _abc.Awaitable[_market_pb2.ListOffersResponse]]:
         """Lists what can be bought now, cheapest first and of one price the oldest first; or, with an account_id for which the caller
-        may act, all offers of that account, newest first, those that have ended too.
+        may act, all offers of that account, newest first, those that have ended too. Offers of a frozen account are open, and are not
+        listed among what can be bought.
 
         Scope: wallet.read. Errors: ACCOUNT_NOT_FOUND, INVALID_FIELD (a page_token of another list). Retry: safe, a read. Limits:
         page_size up to 1,000 (more is lowered), 0 means 100.
