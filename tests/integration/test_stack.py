@@ -52,7 +52,9 @@ def alive(pid: int) -> bool:
 def supervisor(data: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`python -m sandbox.stack run` with S3 and the twin alone."""
     script = (
-        "import sys; from pathlib import Path; from sandbox import stack;"
+        "import signal, sys; from pathlib import Path; from sandbox import stack;"
+        # As in a terminal: a shell lets what it runs in the background ignore Ctrl-C, and that is inherited.
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
         f"stack._plan = lambda _: stack.Plan(ports=stack.{free_ports()}, parts=('s3', 'openai_twin'));"
         "sys.exit(stack.main(sys.argv[1:]))"
     )
