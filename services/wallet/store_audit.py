@@ -4,6 +4,7 @@ Nothing is held in memory but a page, and nothing is locked: each page is read i
 the wallet goes on. No row is ever deleted and no key ever changes, so that a walk along the keys meets every row once.
 """
 
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -182,7 +183,12 @@ class _Rebuilt:
             for key, change in state.system.items():
                 self._system[key] += change
             state.system.clear()
-            await tx.run_all(statements(loaded, state))
+            try:
+                await tx.run_all(statements(loaded, state))
+            except sqlite3.IntegrityError as error:
+                # Only a journal that was written by another hand uses a key again.
+                problem = f"the rows from revision {rows[0].revision} on break what the tables promise: {error}"
+                raise _Broken(Fault(FaultKind.JOURNAL, "", rows[0].revision, "", "", problem)) from error
 
     def check_end(self, head: journal.Head) -> None:
         """The journal ends where its head says, unless the audit ends before."""
@@ -330,7 +336,7 @@ def _named_teams(entries: Sequence[Entry]) -> dict[str, Sequence[Any]]:
 
 def _named_offers(entries: Sequence[Entry]) -> Sequence[Any]:
     sold = {(entry.account_id, entry.facts["offer"]) for entry in entries if entry.kind == "sell"}
-    return sorted(sold | {(entry.account_id, entry.key) for entry in entries if entry.kind == "unoffer"})
+    return sorted(sold | {(entry.account_id, entry.key) for entry in entries if entry.kind in ("offer", "unoffer")})
 
 
 def _subject(key: Sequence[Any]) -> str:

@@ -12,11 +12,14 @@ import pytest
 
 from services.chassis import journal
 from services.chassis.database import Database
+from services.wallet import store_audit
 from services.wallet.__main__ import scratch
 from services.wallet.audit import FaultKind, Report
 from services.wallet.commands import Award, ChangeAccount, Command, Commit, Grant, OpenAccount, Reserve, Sweep
 from services.wallet.economy import EarningRules, Rules
 from services.wallet.errors import Refusal
+from services.wallet.holdings import Entry
+from services.wallet.journal_entry import entry_on
 from services.wallet.market import COUNTER, OfferState
 from services.wallet.market_commands import CancelOffer, CreateOffer, TakeOffer
 from services.wallet.market_errors import OfferEnded
@@ -25,6 +28,7 @@ from services.wallet.store import Store
 from services.wallet.store_audit import Audit
 from services.wallet.store_economy import EconomyReads
 from services.wallet.store_market import FIRST_PLACE, PRICE_MAX, MarketReads
+from services.wallet.store_rows import journal_entry
 from tests.databases import opened
 from tests.fixed_time import SECOND_US, Clock, FixedTime
 
@@ -166,6 +170,34 @@ async def test_an_audit_finds_what_was_changed_behind_the_ledgers_back(bazaar, d
     fault = (await bazaar.audited()).fault
     assert fault is not None
     assert (fault.kind, fault.subject) == (FaultKind.SUM, "@escrow")
+
+
+async def append(bazaar: Bazaar, entry: Entry) -> int:
+    """Writes a row to the journal by another hand, with a chain that holds; gives its revision."""
+    async with bazaar.database.transaction() as tx:
+        head, rows = journal.chain(await journal.read_head(tx), [journal_entry(entry)], bazaar.clock.now_us)
+        await tx.finish(journal.statements(head, rows))
+    return head.revision
+
+
+@pytest.mark.parametrize("kind", ["offer", "grant"])
+async def test_an_audit_finds_a_key_that_was_used_again_wherever_it_stands(bazaar, monkeypatch, kind):
+    """Also on another page of the journal than its first use."""
+    monkeypatch.setattr(store_audit, "PAGE_ROWS", 1)
+    await bazaar.do(CreateOffer("boss", "alice", "o", 10, 10, None, ""))
+    account = await bazaar.store.account("alice")
+    facts = {"price": 10, "day": 20_000, "expire_time_us": bazaar.clock.now_us + HOUR_US}
+    forged = {
+        "offer": entry_on(account, kind, "boss", balance_change=-1, counterparty="@escrow", key="o", facts=facts),
+        "grant": entry_on(
+            account, kind, "boss", balance_change=1, counterparty="@issue", created_by="boss", key="alice"
+        ),
+    }
+    revision = await append(bazaar, forged[kind])
+
+    fault = (await bazaar.audited()).fault
+    assert fault is not None
+    assert (fault.kind, fault.revision) == (FaultKind.JOURNAL, revision)
 
 
 async def _run(url: str, sql: str) -> None:
