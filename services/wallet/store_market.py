@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from services.chassis import journal
 from services.chassis.database import Database, Transaction
 from services.wallet.holdings import CounterRecord, Key, State
 from services.wallet.market import COUNTER, Offer, Take, as_of
 from services.wallet.market_commands import OnOffer, TakeOffer
+from services.wallet.store_reads import decision_time_us
 from services.wallet.store_rows import encode
 
 PRICE_MAX: Final = 10**15
@@ -78,14 +78,14 @@ class MarketReads:
         """An offer as it is now; None when the account has made none of this id."""
         async with self._database.reading() as tx:
             row = await tx.row("get_offer", account_id=account_id, offer_id=offer_id)
-            return None if row is None else as_of(Offer(*row), await self._now_us(tx))
+            return None if row is None else as_of(Offer(*row), await decision_time_us(tx))
 
     async def market(self, price_max: int, after: Place, limit: int) -> Sequence[Offer]:
         """What can be bought now for at most so many points a token, at most `limit` behind a place: cheapest first."""
         async with self._database.reading() as tx:
             rows = await tx.rows(
                 "list_market",
-                now_us=await self._now_us(tx),
+                now_us=await decision_time_us(tx),
                 price_max=price_max,
                 after_price=after.price_points,
                 after_number=after.number,
@@ -98,9 +98,6 @@ class MarketReads:
         async with self._database.reading() as tx:
             if await tx.row("get_account", account_id=account_id) is None:
                 return None
-            now_us = await self._now_us(tx)
+            now_us = await decision_time_us(tx)
             rows = await tx.rows("list_offers", account_id=account_id, before_number=before_number, limit=limit)
         return [as_of(Offer(*row), now_us) for row in rows]
-
-    async def _now_us(self, tx: Transaction) -> int:
-        return max(await tx.now_us(), (await journal.read_head(tx)).time_us)

@@ -10,7 +10,6 @@ from datetime import tzinfo
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from services.chassis import journal
 from services.chassis.database import Database, Row, Transaction
 from services.wallet import calendar_day
 from services.wallet.commands import Command, Moment, Preview, Reserve
@@ -18,6 +17,7 @@ from services.wallet.economy import Rules
 from services.wallet.holdings import CounterKey, CounterRecord, State
 from services.wallet.sharing import Gift, Key, Member, Team, TeamChange, day_counter, month_counter
 from services.wallet.sharing_commands import ChangeMember, OpenTeam
+from services.wallet.store_reads import decision_time_us
 from services.wallet.store_rows import encode
 
 
@@ -146,7 +146,7 @@ class TeamReads:
         return None if row is None else Team(*row)
 
     async def _spenders(self, tx: Transaction, team_id: str, members: Sequence[Member]) -> Spenders:
-        now_us = max(await tx.now_us(), (await journal.read_head(tx)).time_us)
+        now_us = await decision_time_us(tx)
         today = calendar_day.day_of(now_us, self._zone)
         month = calendar_day.month_of(today)
         keys = encode(sorted(_counters((team_id, each.member_id, today) for each in members)))

@@ -32,6 +32,7 @@ from services.wallet.errors import (
 )
 from services.wallet.grpc_api import ERRORS
 from services.wallet.holdings import POINT, TOKEN, Account, State
+from services.wallet.journal_entry import apply, entry_on
 from services.wallet.market import ESCROW, Offer, OfferState
 from services.wallet.market_commands import CancelOffer, CreateOffer, TakeOffer
 from services.wallet.market_errors import OfferEnded, OfferExceeded, OfferLimit, OfferNotFound, OfferTerms
@@ -298,6 +299,29 @@ def test_a_price_that_no_integer_of_the_database_could_hold_is_only_too_dear():
         market.take(10**15)
 
     assert refused.value.metadata["requested"] == str(10**30)
+
+
+def test_a_row_that_brings_back_another_amount_or_ends_an_offer_again_does_not_follow():
+    """What an audit goes by: such rows are told at once, whatever balances they lead to."""
+    market = Market()
+    market.offer("short", 5)
+    market.offer("over", 5)
+    market.cancel("over")
+    for offer_id, change, problem in (
+        ("short", 4, "4 come back of 5"),
+        ("over", 5, "is CANCELLED"),
+        ("over", 0, "is CANCELLED"),
+    ):
+        seller = market.state.accounts["alice", TOKEN]
+        back = entry_on(seller, "unoffer", "boss", balance_change=change, counterparty=ESCROW, key=offer_id)
+        with pytest.raises(ValueError, match=problem):
+            apply(market.state.copy(), back, market.now_us)
+    points = Account("alice", POINT, 0, 0, None, START_US, 0)
+    for offer_id, tokens, paid in (("short", 2, 19), ("short", 6, 60), ("over", 1, 10)):
+        facts = {"peer": "bob", "offer": offer_id, "tokens": tokens}
+        sold = entry_on(points, "sell", "boss", balance_change=paid, counterparty="@transfer", facts=facts)
+        with pytest.raises(ValueError, match=r"points for|is CANCELLED"):
+            apply(market.state.copy(), sold, market.now_us)
 
 
 def test_of_several_refusals_the_one_that_the_proto_names_first_is_given():
